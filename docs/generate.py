@@ -1,0 +1,167 @@
+"""Writes docs/events.md and docs/states.md from the event catalogue and the state tables.
+
+python docs/generate.py            write both pages
+python docs/generate.py --check    exit 1 naming the pages that are not up to date
+"""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec.structs import FieldInfo, fields
+
+from orchestrator.core.events import CATALOGUE, DELTAS, TERMINAL, Content, Payload
+from orchestrator.core.states import APPROVAL, RUN, TOOL_CALL, Machine, RunState
+
+HERE: Final = Path(__file__).parent
+NOTICE: Final = "<!-- Written by docs/generate.py; edit the source it reads, then run it. -->"
+
+TYPES: Final[dict[Any, str]] = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    Any: "any JSON",
+    Content: "string or list of parts",
+    list[str]: "list of strings",
+    dict[str, Any]: "object",
+}
+
+EVENTS_HEAD: Final = """# Events
+
+A run is a list of events. Each is one JSON object, the same in the log, in a replay and on a live
+stream, byte for byte:
+
+```json
+{"event_id":"evt_…","run_id":"run_…","seq":4,"ts":1767225600000,"type":"agent_stream_delta","payload":{"text":"Hello"}}
+```
+
+`seq` counts from 1 without holes within a run, `ts` is milliseconds UTC. A good run reads
+`run_started`, `user_input`, `agent_invoke_started`, any number of `agent_stream_delta`,
+`agent_invoke_done`, `run_done`. Exactly one event of a run is *terminal*, and nothing follows it.
+New types and new fields may be added at any time, so skip what you do not know; none is ever
+renamed or removed. A field with a question mark may be absent.
+
+Events of the *delta class* change no state. With `DURABILITY=balanced` they may reach a reader up
+to a second before they are safe from a power cut, see [delivery](delivery.md).
+"""
+
+STATES_HEAD: Final = """# States
+
+Runs, tool calls and approvals each have a state, and an event is the only thing that changes one.
+The diagrams below are drawn from the tables that the code itself consults; an event that has no
+arrow out of a state is refused there. A value in parentheses is that of the payload field named
+under the diagram.
+"""
+
+MEANINGS: Final = {
+    "run": ("Runs", "A run is one answer of one agent to one message."),
+    "tool_call": ("Tool calls", "A tool call is one use of a tool that an agent asked for."),
+    "approval": ("Approvals", "An approval is the question whether a tool call may go ahead."),
+}
+
+
+def events_page() -> str:
+    """Return docs/events.md."""
+    rows = "".join(
+        f"| [`{name}`](#{name}) | {_first_sentence(cls)} | {_kind(name)} |\n"
+        for name, cls in CATALOGUE.items()
+    )
+    table = f"| type | when | kind |\n|---|---|---|\n{rows}"
+    sections = "\n".join(_event(name, cls) for name, cls in CATALOGUE.items())
+    return f"{NOTICE}\n{EVENTS_HEAD}\n{table}\n{sections}"
+
+
+def states_page() -> str:
+    """Return docs/states.md."""
+    sections = (_machine(RUN), _machine(TOOL_CALL), _machine(APPROVAL))
+    return f"{NOTICE}\n{STATES_HEAD}\n" + "\n".join(sections)
+
+
+def _event(name: str, cls: type[Payload]) -> str:
+    rows = "".join(_field(field) for field in fields(cls))
+    where = ", ".join(_states_before(name)) or "not yet in use"
+    return (
+        f"## {name}\n\n{' '.join((cls.__doc__ or '').split())}\n\n"
+        f"| field | type |\n|---|---|\n{rows}\nLegal in: {where}.\n"
+    )
+
+
+def _field(field: FieldInfo) -> str:
+    mark = "" if field.required else "?"
+    return f"| `{field.name}`{mark} | {_type(field.type)} |\n"
+
+
+def _type(declared: Any) -> str:
+    if declared in TYPES:
+        return TYPES[declared]
+    return next(text for known, text in TYPES.items() if declared == (known | None))
+
+
+def _kind(name: str) -> str:
+    return "terminal" if name in TERMINAL else "delta" if name in DELTAS else "state"
+
+
+def _first_sentence(cls: type[Payload]) -> str:
+    return " ".join((cls.__doc__ or "").split()).partition(";")[0].rstrip(".") + "."
+
+
+def _states_before(event: str) -> list[str]:
+    before = (s for s, row in RUN.table.items() if any(name == event for name, _ in row))
+    return ["a new run" if state is None else f"`{state}`" for state in before]
+
+
+def _machine(machine: Machine[Any]) -> str:
+    title, meaning = MEANINGS[machine.name]
+    deciding = ", ".join(f"`{event}.{field}`" for event, field in machine.deciding.items())
+    ends = ", ".join(f"`{state}`" for state in _ordered(machine.terminal()))
+    parts = [f"## {title}", meaning, _diagram(machine)]
+    parts += [f"Deciding fields: {deciding}.", f"Terminal states: {ends}.", _staying(machine)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _diagram(machine: Machine[Any]) -> str:
+    labels: dict[tuple[str, str], list[str]] = {}
+    for before, (event, value), after in machine.edges():
+        if before is not after:
+            label = f"{event} ({value})" if value else event
+            found = labels.setdefault((before or "[*]", after), [])
+            found += [label] if label not in found else []
+    arrows = [f"    {a} --> {b}: {'<br/>'.join(found)}" for (a, b), found in labels.items()]
+    arrows += [f"    {state} --> [*]" for state in _ordered(machine.terminal())]
+    return "```mermaid\nstateDiagram-v2\n" + "\n".join(arrows) + "\n```"
+
+
+def _staying(machine: Machine[Any]) -> str:
+    rows = ""
+    for state in RunState if machine is RUN else ():
+        kept = [f"`{name}`" for a, (name, _), b in machine.edges() if a is b is state]
+        rows += f"| `{state}` | {', '.join(kept)} |\n" if kept else ""
+    head = "Events that leave the state as it is:\n\n| state | events |\n|---|---|\n"
+    return head + rows.rstrip("\n") if rows else ""
+
+
+def _ordered(states: frozenset[StrEnum]) -> list[StrEnum]:
+    return [state for state in type(next(iter(states))) if state in states]
+
+
+PAGES: Final = {"events.md": events_page, "states.md": states_page}
+
+
+def main() -> int:
+    """Write the pages, or with --check name those that would change."""
+    wanted = {HERE / name: page() for name, page in PAGES.items()}
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
+    if "--check" in sys.argv:
+        print(
+            "".join(f"{path.name} is out of date: run docs/generate.py\n" for path in stale), end=""
+        )
+        return 1 if stale else 0
+    for path in stale:
+        path.write_text(wanted[path])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

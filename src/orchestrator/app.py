@@ -1,0 +1,201 @@
+"""The composition root: the only file that names concrete drivers."""
+
+import asyncio
+import contextlib
+import errno
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import uvicorn
+
+from orchestrator.api import APISettings, create_app
+from orchestrator.api.protocol import HTTPProtocol
+from orchestrator.buses.local import LocalBus
+from orchestrator.clients import HTTPClient, agent_clients
+from orchestrator.clients.push import IngressPush
+from orchestrator.core.errors import PortBusy, StoreFailure
+from orchestrator.engine import Engine, EngineSettings, Outside
+from orchestrator.guards.egress import EgressGuard
+from orchestrator.guards.secretbox import open_box
+from orchestrator.settings import Settings
+from orchestrator.stores.sqlite import open_store
+from orchestrator.telemetry import get_logger
+from orchestrator.world import RealWorld
+
+log = get_logger(__name__)
+
+Beside = Callable[[str], Awaitable[int | None]]
+"""A coroutine that runs beside the server once it answers, given its URL; a number it returns
+stops the server with that exit code."""
+
+_LOOPBACK = ("127.0.0.1", "::1")
+_BACKLOG = 2048
+_CUT_READERS_S = 1
+"""How long answers in progress may take once every run is over; streams are cut and resume."""
+
+
+@contextlib.asynccontextmanager
+async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
+    """Open the store and everything behind the engine's ports; nothing runs yet."""
+    world = RealWorld()
+    store = await open_store(
+        settings.database_url, world=world, watermark=settings.min_free_disk
+    )
+    try:
+        loopback = settings.loopback
+        egress = EgressGuard(allow=settings.egress_allow, loopback=loopback)
+        box = open_box(settings.secret_keys, settings.secret_key_file)
+        async with HTTPClient(world, egress) as http:
+            push = IngressPush(http, settings.ingress_url) if settings.ingress_url else None
+            outside = Outside(
+                store=store,
+                bus=LocalBus(),
+                world=world,
+                agents=agent_clients(http),
+                egress=egress,
+                box=box,
+                push=push,
+            )
+            yield Engine(outside, _engine_settings(settings))
+    finally:
+        await store.close()
+
+
+async def serve(settings: Settings, *, beside: Beside | None = None) -> int:
+    """Serve until SIGTERM, SIGINT or the word of `beside`; return the exit code.
+
+    The first signal drains: the listener stays open, new runs are refused with `draining`, those
+    in flight may end within DRAIN_TIMEOUT_MS. A second signal cuts that short. Raises PortBusy and
+    DatabaseRefused before anything has begun.
+    """
+    with _listening(settings.http_host, settings.http_port) as sockets:
+        async with open_engine(settings) as engine:
+            try:
+                return await _serve(engine, settings, sockets, beside)
+            except* StoreFailure as failures:
+                log.critical("store_failed", error=str(failures.exceptions[0]))
+                return 1
+
+
+async def _serve(
+    engine: Engine, settings: Settings, sockets: list[socket.socket], beside: Beside | None
+) -> int:
+    server = _Server(_uvicorn(engine, settings))
+    stop = _Stop(engine)
+    async with asyncio.TaskGroup() as tasks, stop.signals():
+        serving = tasks.create_task(server.serve(sockets=sockets), name="http")
+        async with engine.running():
+            helper = tasks.create_task(_beside(beside, server, settings, stop), name="beside")
+            await stop.wanted.wait()
+        helper.cancel()
+        server.should_exit = True
+        await serving
+    return stop.code
+
+
+async def _beside(
+    beside: Beside | None, server: uvicorn.Server, settings: Settings, stop: "_Stop"
+) -> None:
+    while not server.started:
+        await asyncio.sleep(0.005)
+    log.info("listening", url=settings.public_url)
+    code = await beside(settings.public_url) if beside is not None else None
+    if code is not None:
+        stop.now(code)
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its own idea of signals: it would close the listener before the drain."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to us."""
+        yield
+
+
+class _Stop:
+    """Why and how the server stops: the first word drains, the second ends what still runs."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.wanted = asyncio.Event()
+        self.code = 0
+
+    def now(self, code: int = 0) -> None:
+        """Stop, with this exit code."""
+        if self.wanted.is_set():
+            self._engine.stop_runs()
+            return
+        log.info("draining", runs=self._engine.in_flight)
+        self.code = code
+        self.wanted.set()
+
+    @contextlib.asynccontextmanager
+    async def signals(self) -> AsyncIterator[None]:
+        """Listen to SIGTERM and SIGINT for as long as the context is open."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.now)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+
+def _uvicorn(engine: Engine, settings: Settings) -> uvicorn.Config:
+    api = APISettings(
+        auth_mode=settings.auth_mode,
+        public_url=settings.public_url,
+        keep_alive_s=settings.keep_alive_ms / 1000,
+    )
+    return uvicorn.Config(
+        create_app(engine, settings=api),
+        http=HTTPProtocol,
+        loop="none",
+        lifespan="off",
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=_CUT_READERS_S,
+    )
+
+
+@contextlib.contextmanager
+def _listening(host: str | None, port: int) -> Iterator[list[socket.socket]]:
+    """Bind every address that `host` means; without one, both loopbacks."""
+    sockets: list[socket.socket] = []
+    try:
+        for address in (host,) if host else _LOOPBACK:
+            found = _bind(address, port, needed=not sockets)
+            if found is not None:
+                sockets.append(found)
+                port = found.getsockname()[1]
+        yield sockets
+    finally:
+        for bound in sockets:
+            bound.close()
+
+
+def _bind(address: str, port: int, *, needed: bool) -> socket.socket | None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind((address, port))
+    except OSError as error:
+        bound.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortBusy(f"port {port} on {address} is already in use", port=port) from error
+        if needed:
+            raise PortBusy(f"cannot listen on {address}:{port}: {error.strerror}") from error
+        return None  # a machine without IPv6
+    return bound

@@ -1,0 +1,1 @@
+"""How a sleeper is woken: hints and live frames, never truth."""

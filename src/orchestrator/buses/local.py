@@ -1,0 +1,72 @@
+"""The bus within one process: a dictionary of mailboxes."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from orchestrator.ports import Hint
+
+MAILBOX_BYTES: Final = 1 << 20
+"""How many bytes of events one subscriber may leave untaken."""
+
+
+class LocalMailbox:
+    """What one subscriber has not taken yet.
+
+    When it overflows, the events are dropped and one hint per run remains: the subscriber reads
+    the store instead, at its own pace, and nobody waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._hints: list[Hint] = []
+        self._bytes = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self.overflows = 0
+
+    async def take(self) -> list[Hint]:
+        """Wait until something has come, then return all of it."""
+        while not self._hints:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        taken, self._hints, self._bytes = self._hints, [], 0
+        return taken
+
+    def put(self, hint: Hint) -> None:
+        """Leave a hint and wake the subscriber."""
+        self._bytes += sum(len(event.data) for event in hint.events)
+        self._hints.append(hint)
+        if self._bytes > MAILBOX_BYTES:
+            newest = {kept.run_id: kept.head for kept in self._hints}
+            self._hints = [Hint(run_id, head) for run_id, head in newest.items()]
+            self._bytes = 0
+            self.overflows += 1
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class LocalBus:
+    """`ports.Bus` for one process."""
+
+    def __init__(self) -> None:
+        self._mailboxes: dict[str, list[LocalMailbox]] = {}
+
+    def publish(self, subject: str, hint: Hint) -> None:
+        """Leave a hint in every mailbox of `subject`."""
+        for mailbox in self._mailboxes.get(subject, ()):
+            mailbox.put(hint)
+
+    @contextmanager
+    def subscribe(self, subject: str) -> Iterator[LocalMailbox]:
+        """Open a mailbox for `subject`."""
+        mailbox = LocalMailbox()
+        self._mailboxes.setdefault(subject, []).append(mailbox)
+        try:
+            yield mailbox
+        finally:
+            self._mailboxes[subject].remove(mailbox)
+            if not self._mailboxes[subject]:
+                del self._mailboxes[subject]

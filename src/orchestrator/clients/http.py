@@ -1,0 +1,219 @@
+"""Carries exchanges over aiohttp: guarded dials, one pool, no redirects, proxies, cookies or codings."""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
+from yarl import URL
+
+from orchestrator.clients.exchange import Answer, ExchangeFailed, Request
+from orchestrator.core.errors import EgressRefused
+from orchestrator.ports import Egress, World
+
+KEEP_ALIVE_S: Final = 4.0
+"""How long an idle connection is kept; common agent servers close theirs after 5 s."""
+DIAL_S: Final = 10.0
+"""How long finding, connecting and securing a connection may take, all addresses together."""
+BUFFER: Final = 64 * 1024
+"""Bytes of a body that may wait to be read; at twice as many we stop reading the socket."""
+HEADER_BYTES, HEADERS = 8190, 128
+_SAID = 300
+
+
+class HTTPClient:
+    """One pool of connections; everything it opens belongs to it and ends with it.
+
+    `operator` says whose URLs these are: those an operator registered may be private, others are
+    public only. Every address is judged when it is dialled, and the judged one is connected to.
+    """
+
+    def __init__(self, world: World, egress: Egress, *, operator: bool = True) -> None:
+        self._world = world
+        self._egress = egress
+        self._operator = operator
+
+    async def __aenter__(self) -> Self:
+        connector = aiohttp.TCPConnector(
+            resolver=_JudgingResolver(self._world, self._egress, operator=self._operator),
+            use_dns_cache=False,
+            keepalive_timeout=KEEP_ALIVE_S,
+            limit=0,
+        )
+        loop = asyncio.get_running_loop()
+        connector._factory = partial(_Abrupt, loop=loop)  # noqa: SLF001  # there is no other door
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, connect=DIAL_S),
+            headers={"User-Agent": "orchestrator", "Accept-Encoding": "identity"},
+            auto_decompress=False,
+            trust_env=False,
+            read_bufsize=BUFFER,
+            max_line_size=HEADER_BYTES,
+            max_field_size=HEADER_BYTES,
+            max_headers=HEADERS,
+        )
+        self._session._retry_connection = False  # noqa: SLF001  # aiohttp would send a GET twice
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self._session.close()
+
+    def open(self, request: Request) -> AbstractAsyncContextManager[Answer]:
+        """Send `request` once; entering returns when the head of the answer is there.
+
+        Leaving before the end of the body closes the connection at once. Raises ExchangeFailed.
+        """
+        return self._open(request)
+
+    @asynccontextmanager
+    async def _open(self, request: Request) -> AsyncIterator[Answer]:
+        try:
+            self._judge(request.url)
+            response = await self._send(request)
+        except (EgressRefused, aiohttp.ClientError, OSError, ValueError) as error:
+            raise _diagnose(error, request.url) from error
+        try:
+            yield _Answer(response, request.url)
+        finally:
+            response.close()  # does nothing when the body was read and the connection is pooled
+
+    async def _send(self, request: Request) -> aiohttp.ClientResponse:
+        return await self._session.request(
+            request.method,
+            request.url,
+            headers=request.headers,
+            data=request.body,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(total=request.timeout_s, connect=DIAL_S),
+        )
+
+    def _judge(self, url: str) -> None:
+        """Judge the URL, and its host where that is an address: the resolver never sees those."""
+        self._egress.check(url, operator=self._operator)
+        host = URL(url).host or ""
+        if _is_address(host):
+            self._egress.judge(host, host, operator=self._operator)
+
+
+class _Answer:
+    """The answer to one request."""
+
+    def __init__(self, response: aiohttp.ClientResponse, url: str) -> None:
+        self._response = response
+        self._url = url
+        self._broken: ExchangeFailed | None = None
+
+    @property
+    def status(self) -> int:
+        return self._response.status
+
+    def header(self, name: str) -> str:
+        return self._response.headers.get(name, "")
+
+    async def read(self) -> bytes:
+        if self._broken is not None:
+            raise self._broken
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            self._broken = _diagnose(error, self._url)
+            if rest := self._unread():
+                return rest
+            raise self._broken from error
+
+    def _unread(self) -> bytes:
+        """Return what came before the break: aiohttp keeps it to itself, but it was said."""
+        return b"".join(self._response.content._buffer)  # noqa: SLF001
+
+
+class _Abrupt(ResponseHandler):
+    """A connection that is given up at once: no waiting for a peer that does not read or say bye."""
+
+    def close(self) -> None:
+        self.abort()
+
+
+class _JudgingResolver(AbstractResolver):
+    """Resolves names through the world and hands on only the addresses that may be dialled."""
+
+    def __init__(self, world: World, egress: Egress, *, operator: bool) -> None:
+        self._world = world
+        self._egress = egress
+        self._operator = operator
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        del family  # every family, in the order of the system
+        refusal: EgressRefused | None = None
+        allowed: list[ResolveResult] = []
+        for kind, address in await self._world.resolve(host, port):
+            try:
+                self._egress.judge(host, address, operator=self._operator)
+            except EgressRefused as error:
+                refusal = refusal or error
+            else:
+                allowed.append(
+                    ResolveResult(
+                        hostname=host, host=address, port=port, family=kind, proto=0, flags=0
+                    )
+                )
+        if not allowed:
+            raise refusal or OSError("the name has no address")
+        return allowed
+
+    async def close(self) -> None:
+        """Hold nothing."""
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return ":" in host
+    return True
+
+
+def _diagnose(error: Exception, url: str) -> ExchangeFailed:
+    """Say in our words what went wrong; the order goes from the special to the general."""
+    match error:
+        case EgressRefused():
+            return ExchangeFailed("refused", error.message)
+        case aiohttp.ConnectionTimeoutError():
+            return ExchangeFailed(
+                "unreachable", f"no connection to {_origin(url)} within {DIAL_S:g} s"
+            )
+        case aiohttp.ClientConnectorError() | aiohttp.ClientSSLError():
+            return ExchangeFailed("unreachable", f"no connection to {_origin(url)}: {_said(error)}")
+        case aiohttp.ClientResponseError():
+            said = _said(error)
+            return ExchangeFailed("malformed", f"{_origin(url)} did not answer in HTTP: {said}")
+        case TimeoutError():
+            return ExchangeFailed("hung_up", f"{_origin(url)} did not answer in time")
+        case aiohttp.InvalidURL() | ValueError():
+            return ExchangeFailed("refused", f"the request cannot be sent: {_said(error)}")
+    return ExchangeFailed("hung_up", f"{_origin(url)} hung up: {_said(error)}")
+
+
+def _said(error: Exception) -> str:
+    inner = getattr(error, "os_error", None)
+    reason = getattr(inner, "strerror", None) or str(inner or error) or type(error).__name__
+    return " ".join(str(reason).split())[:_SAID]
+
+
+def _origin(url: str) -> str:
+    return str(URL(url).origin())

@@ -1,0 +1,135 @@
+"""One invocation of an agent, whatever its protocol: ask, check the answer, hand out its frames."""
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import Final, NoReturn, Protocol
+
+from orchestrator.clients.exchange import (
+    HTTP,
+    Answer,
+    ExchangeFailed,
+    Request,
+    Trouble,
+    media_type,
+)
+from orchestrator.clients.refusal import refusal
+from orchestrator.core.errors import AgentFailure
+from orchestrator.core.frames import ENDING, Frame
+from orchestrator.ports import AgentCall
+
+_CODES: Final[Mapping[Trouble, tuple[str, bool]]] = {
+    "unreachable": ("agent_unavailable", True),
+    "refused": ("agent_unavailable", False),
+    "malformed": ("agent_protocol", False),
+    "hung_up": ("agent_eof", True),
+}
+
+
+class Decoder(Protocol):
+    """Turns the bytes of one answer into frames; both methods raise AgentFailure as they go."""
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Yield the frames that `data` completes."""
+        ...
+
+    def close(self) -> Iterator[Frame]:
+        """Yield what the clean end of the body completes, or raise when something is missing."""
+        ...
+
+
+class Dialect(Protocol):
+    """What is special about one agent protocol; it knows nothing of connections."""
+
+    def request(self, call: AgentCall) -> Request:
+        """Return the request that invokes the agent."""
+        ...
+
+    def decoder(self, media_type: str) -> Decoder | None:
+        """Return a decoder for an answer of that type, None where the protocol does not allow it."""
+        ...
+
+
+class AgentHTTP:
+    """An AgentClient: one dialect spoken over HTTP."""
+
+    def __init__(self, http: HTTP, dialect: Dialect) -> None:
+        self._http = http
+        self._dialect = dialect
+
+    def open(self, call: AgentCall) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Frame]]]:
+        """Invoke the agent; the context hands out batches of frames, one per wake-up.
+
+        An empty batch is a sign of life. Leaving closes the connection at once unless the answer
+        was read to its end. Raises AgentFailure with a code of CONTRACT §4.
+        """
+        return self._open(call)
+
+    @asynccontextmanager
+    async def _open(self, call: AgentCall) -> AsyncIterator[AsyncIterator[Sequence[Frame]]]:
+        with _as_agent_failure():
+            async with self._http.open(self._dialect.request(call)) as answer:
+                yield FrameStream(answer, await self._accept(answer))
+
+    async def _accept(self, answer: Answer) -> Decoder:
+        if answer.status != 200:  # noqa: PLR2004  # the one status the contract knows
+            raise await refusal(answer)
+        coding = answer.header("Content-Encoding").strip().lower()
+        if coding not in ("", "identity"):
+            _reject(f"the agent compressed its answer ({coding[:40]}) though nobody asked for it")
+        kind = media_type(answer.header("Content-Type"))
+        decoder = self._dialect.decoder(kind)
+        if decoder is None:
+            _reject(f"the agent answered with content type {kind[:80] or '(none)'}")
+        return decoder
+
+
+class FrameStream:
+    """The frames of one answer, one batch per piece of it that arrives; ends after an ending frame."""
+
+    def __init__(self, answer: Answer, decoder: Decoder) -> None:
+        self._answer = answer
+        self._decoder = decoder
+        self._over = False
+        self._failure: AgentFailure | None = None
+
+    def __aiter__(self) -> AsyncIterator[Sequence[Frame]]:
+        return self
+
+    async def __anext__(self) -> Sequence[Frame]:
+        if self._failure is not None:
+            raise self._failure
+        if self._over:
+            raise StopAsyncIteration
+        with _as_agent_failure():
+            data = await self._answer.read()
+        self._over = not data
+        batch = self._take(self._decoder.feed(data) if data else self._decoder.close())
+        if self._failure is not None and not batch:
+            raise self._failure
+        return batch
+
+    def _take(self, frames: Iterator[Frame]) -> list[Frame]:
+        """Return the frames before an ending or a failure; what came before a failure still counts."""
+        batch: list[Frame] = []
+        try:
+            for frame in frames:
+                batch.append(frame)
+                if isinstance(frame, ENDING):
+                    self._over = True
+                    break
+        except AgentFailure as failure:
+            self._failure = failure
+        return batch
+
+
+@contextmanager
+def _as_agent_failure() -> Iterator[None]:
+    try:
+        yield
+    except ExchangeFailed as error:
+        code, retryable = _CODES[error.trouble]
+        raise AgentFailure(code, error.message, retryable=retryable) from error
+
+
+def _reject(message: str) -> NoReturn:
+    raise AgentFailure("agent_protocol", message, retryable=False)

@@ -1,0 +1,1 @@
+"""What is true: values, the event catalogue, the rules of a run. No I/O, no clock, no async."""

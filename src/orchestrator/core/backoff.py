@@ -1,0 +1,23 @@
+"""How long to wait before another attempt."""
+
+from orchestrator.core.records import Retry
+
+
+def delay_ms(
+    retry: Retry, attempt: int, noise: float, at_least: int | None = None
+) -> int:
+    """Return the milliseconds to wait after `attempt` (from 1) failed.
+
+    The wait doubles with each attempt up to `max_backoff_ms`; `noise` in [0, 1) spreads it over
+    its upper half, so that many runs do not come back at the same moment. `at_least` is what the
+    other side asked for (`Retry-After`) and is kept to the same ceiling.
+    """
+    full = min(retry.backoff_ms * 2 ** min(attempt - 1, 30), retry.max_backoff_ms)
+    spread = int(full * (0.5 + noise / 2))
+    return max(spread, min(at_least or 0, retry.max_backoff_ms))
+
+
+def may_retry(retry: Retry, attempt: int, code: str, *, retryable: bool) -> bool:
+    """Return whether `attempt` (from 1), which failed with `code`, is followed by another."""
+    wanted = retryable and (not retry.codes or code in retry.codes)
+    return wanted and attempt < retry.max_attempts

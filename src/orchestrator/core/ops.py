@@ -1,0 +1,101 @@
+"""What one decision changes, as data: an `Op` is stored whole or not at all.
+
+The store executes an op in this order: `create` (a new run) or the guard of an existing one,
+the events, the run's `changes`, then `writes` in their order. A guard or a unique key that does
+not hold refuses this op alone and leaves the others of the same transaction standing.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from orchestrator.core.events import Draft, LogEvent
+from orchestrator.core.records import Record, Run
+from orchestrator.core.states import RunState
+
+
+class Insert(msgspec.Struct, frozen=True):
+    """Insert a record; when its key is taken, refuse the op, or skip with `absent_ok`."""
+
+    record: Record
+    absent_ok: bool = False
+
+
+class Put(msgspec.Struct, frozen=True):
+    """Insert or replace a record; the columns in `keep` stay as they are when it exists."""
+
+    record: Record
+    keep: tuple[str, ...] = ()
+
+
+class Patch(msgspec.Struct, frozen=True):
+    """Change columns of the record with `key`; `where` (column = value) guards it.
+
+    With `required`, no matching record refuses the op.
+    """
+
+    kind: type[Record]
+    key: tuple[Any, ...]
+    changes: Mapping[str, Any]
+    where: Mapping[str, Any] = {}
+    required: bool = False
+
+
+class Delete(msgspec.Struct, frozen=True):
+    """Delete the records whose key begins with `key`; with `required`, finding none refuses the op."""
+
+    kind: type[Record]
+    key: tuple[Any, ...]
+    required: bool = False
+
+
+Write: TypeAlias = Insert | Put | Patch | Delete
+
+
+class Guard(msgspec.Struct, frozen=True):
+    """What must still hold of the run: None asks nothing, an empty `states` neither.
+
+    `version` is the one the decision was made on, `epoch` that of the owner who writes.
+    """
+
+    version: int | None = None
+    epoch: int | None = None
+    states: frozenset[RunState] = frozenset()
+
+
+ANYTIME: Final = Guard()
+
+
+class Op(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything one decision changes. `run_id` is that of `create` when a run is created."""
+
+    run_id: str | None = None
+    create: Run | None = None
+    guard: Guard = ANYTIME
+    events: tuple[Draft, ...] = ()
+    changes: Mapping[str, Any] = {}
+    writes: tuple[Write, ...] = ()
+
+
+class Committed(msgspec.Struct, frozen=True):
+    """An op that is on disk: the run's new `head` and `version`, and the events as sealed."""
+
+    head: int = 0
+    version: int = 0
+    key: int = 0
+    events: tuple[LogEvent, ...] = ()
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """An op that changed nothing.
+
+    `why` is `version`, `epoch`, `state`, `missing` (no such run or required record) or `exists`;
+    then `record` is the one that holds the key.
+    """
+
+    why: str
+    record: Record | None = None
+
+
+Outcome: TypeAlias = Committed | Refused

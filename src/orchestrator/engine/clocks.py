@@ -1,0 +1,121 @@
+"""The clocks of one invocation, and the switch that stops it from outside."""
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+from orchestrator.core.errors import AgentFailure
+from orchestrator.core.records import Timeouts
+from orchestrator.engine.limits import EngineSettings
+
+_NEVER = float("inf")
+_SENTENCES = {
+    "agent_timeout": "the agent did not finish within {ms} ms",
+    "agent_first_byte_timeout": "the agent sent nothing within {ms} ms",
+    "agent_idle_timeout": "the agent sent nothing for {ms} ms",
+}
+
+
+class Stopped(Exception):  # not an error: somebody threw the switch
+    """The invocation was stopped from outside; `reason` is `ended`, `drain` or `fenced`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Switch:
+    """Stops whatever a run is doing, once and for all; throwing it twice changes nothing."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._clocks: Clocks | None = None
+
+    def throw(self, reason: str) -> None:
+        """Stop the run's present and later waits with `reason`."""
+        if self.reason is None:
+            self.reason = reason
+            if self._clocks is not None:
+                self._clocks.fire()
+
+    def guard(self, limits: dict[str, int | None]) -> "Clocks":
+        """Return a context that ends with AgentFailure (a clock) or Stopped (the switch)."""
+        self._clocks = Clocks(self, limits)
+        return self._clocks
+
+
+class Clocks:
+    """A context in which one invocation lives: its own time, the silence before and between bytes."""
+
+    def __init__(self, switch: Switch, limits: dict[str, int | None]) -> None:
+        self._switch = switch
+        self._limits = limits
+        self._timeout = asyncio.timeout(None)
+        self._open = False
+        self._whole = self._quiet = _NEVER
+        self._quiet_code = "agent_first_byte_timeout"
+
+    async def __aenter__(self) -> Self:
+        await self._timeout.__aenter__()
+        self._open = True
+        self._whole = self._from_now("agent_timeout")
+        self._quiet = self._from_now("agent_first_byte_timeout")
+        self._arm()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._open = False
+        try:
+            await self._timeout.__aexit__(kind, error, tb)
+        except TimeoutError:
+            raise self._verdict() from None
+
+    def alive(self) -> None:
+        """Note that the agent was heard: from here on the idle clock runs, if there is one."""
+        if self._quiet == _NEVER and not self._limits.get("agent_idle_timeout"):
+            return
+        self._quiet_code = "agent_idle_timeout"
+        self._quiet = self._from_now("agent_idle_timeout")
+        self._arm()
+
+    def fire(self) -> None:
+        """End the context now."""
+        self._reschedule(asyncio.get_running_loop().time())
+
+    def _from_now(self, code: str) -> float:
+        limit = self._limits.get(code)
+        return asyncio.get_running_loop().time() + limit / 1000 if limit else _NEVER
+
+    def _arm(self) -> None:
+        if self._switch.reason is not None:
+            self.fire()
+            return
+        nearest = min(self._whole, self._quiet)
+        self._reschedule(None if nearest == _NEVER else nearest)
+
+    def _reschedule(self, when: float | None) -> None:
+        if self._open and not self._timeout.expired():
+            self._timeout.reschedule(when)
+
+    def _verdict(self) -> Exception:
+        if self._switch.reason is not None:
+            return Stopped(self._switch.reason)
+        code = "agent_timeout" if self._whole <= self._quiet else self._quiet_code
+        return AgentFailure(code, _SENTENCES[code].format(ms=self._limits[code]))
+
+
+def limits_of(
+    settings: EngineSettings, timeouts: Timeouts, wanted_ms: int | None
+) -> dict[str, int | None]:
+    """Return the clocks of an invocation: the agent's own before the server's; the caller may shorten."""
+    whole = timeouts.invoke_ms or settings.agent_timeout_ms
+    return {
+        "agent_timeout": min(whole, wanted_ms) if wanted_ms else whole,
+        "agent_first_byte_timeout": timeouts.first_byte_ms or settings.first_byte_timeout_ms,
+        "agent_idle_timeout": timeouts.idle_ms or settings.idle_timeout_ms,
+    }

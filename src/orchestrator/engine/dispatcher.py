@@ -1,0 +1,186 @@
+"""Claims runs, keeps this replica's lease, and owns one runner task per claimed run."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+
+from orchestrator.core.errors import StoreFailure, Unavailable
+from orchestrator.core.records import Agent, Run
+from orchestrator.core.states import ENDED, RunState
+from orchestrator.engine.clocks import Stopped, Switch
+from orchestrator.engine.ledger import Ledger
+from orchestrator.engine.limits import FENCE_S, LEASE_MS, EngineSettings
+from orchestrator.engine.runner import Runner
+from orchestrator.ports import Claimed
+from orchestrator.telemetry import get_logger
+
+log = get_logger(__name__)
+
+_CLAIM_BATCH = 64
+_POLL_S = 1.0
+"""How often the store is asked without a hint; hints come at once."""
+
+
+class Slots:
+    """How many runs of one agent may be in flight here; None is any number."""
+
+    def __init__(self) -> None:
+        self._locks: dict[tuple[str, str], tuple[int, asyncio.Semaphore]] = {}
+
+    def of(self, agent: Agent) -> asyncio.Semaphore | None:
+        """Return the agent's semaphore; a changed limit begins a new one."""
+        if agent.max_concurrency is None:
+            return None
+        key = (agent.tenant, agent.agent_id)
+        size, lock = self._locks.get(key, (0, None))
+        if lock is None or size != agent.max_concurrency:
+            lock = asyncio.Semaphore(agent.max_concurrency)
+            self._locks[key] = (agent.max_concurrency, lock)
+        return lock
+
+
+class Dispatcher:
+    """Starts what may start, stops what must stop, and knows which runs are in our hands."""
+
+    def __init__(self, ledger: Ledger, runner: Runner, settings: EngineSettings) -> None:
+        self._ledger = ledger
+        self._runner = runner
+        self._settings = settings
+        self._switches: dict[str, Switch] = {}
+        self._slots = Slots()
+        self._wake = asyncio.Event()
+        self._new: set[str] = set()
+        self._freed: set[tuple[str, str]] = set()
+        self._claiming = True
+        self._renewed = ledger.world.monotonic()
+        self.owner = f"{os.getpid()}-{ledger.world.noise(8).hex()}"
+        ledger.on_ended(self._ended)
+
+    @property
+    def in_flight(self) -> int:
+        """Return how many runs this replica holds."""
+        return len(self._switches)
+
+    def wake(self, run_id: str) -> None:
+        """Look at a run that has just been accepted."""
+        self._new.add(run_id)
+        self._wake.set()
+
+    def stop_claiming(self) -> None:
+        """Take no more runs; those in flight go on."""
+        self._claiming = False
+        self._wake.set()
+
+    def stop_runs(self, reason: str) -> None:
+        """Stop every run in flight with `reason`."""
+        for switch in tuple(self._switches.values()):
+            switch.throw(reason)
+
+    async def run(self) -> None:
+        """Claim and drive runs until `stop_claiming`, then wait for those in flight."""
+        await self._ledger.store.renew(self.owner, LEASE_MS)
+        async with asyncio.TaskGroup() as tasks:
+            lease = tasks.create_task(self._keep_lease(), name="lease")
+            async with asyncio.TaskGroup() as runs:
+                await self._claim_loop(runs)
+            lease.cancel()
+        await self._ledger.store.renew(self.owner, 0)
+
+    async def _claim_loop(self, runs: asyncio.TaskGroup) -> None:
+        scanned = float("-inf")
+        while self._claiming:
+            self._wake.clear()
+            now = self._ledger.world.monotonic()
+            if now - scanned >= _POLL_S:
+                full = await self._claim(runs, ()) == _CLAIM_BATCH
+                scanned = scanned if full else now
+            elif hinted := await self._hinted():
+                await self._claim(runs, hinted)
+            else:
+                await self._rest()
+
+    async def _rest(self) -> None:
+        try:
+            async with asyncio.timeout(_POLL_S):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    async def _hinted(self) -> list[str]:
+        """Return the runs that may just have become ready: new ones, and the next of freed sessions.
+
+        What does not fit is found by the next scan of everything.
+        """
+        new, self._new = self._new, set()
+        freed, self._freed = self._freed, set()
+        for tenant, session_id in freed:
+            waiting = await self._ledger.store.find(
+                Run,
+                ("tenant", "=", tenant),
+                ("session_id", "=", session_id),
+                ("status", "in", [RunState.CREATED]),
+                ("parent_run_id", "is", None),
+                order="key",
+                limit=1,
+            )
+            new.update(run.run_id for run in waiting)
+        return sorted(new)[:_CLAIM_BATCH]
+
+    async def _claim(self, runs: asyncio.TaskGroup, run_ids: Sequence[str]) -> int:
+        room = min(_CLAIM_BATCH, self._settings.max_open_runs - self.in_flight)
+        if room <= 0:
+            await self._rest()
+            return 0
+        try:
+            claims = await self._ledger.store.claim(self.owner, room, run_ids)
+        except Unavailable:
+            return 0
+        for claimed in claims:
+            switch = self._switches[claimed.run.run_id] = Switch()
+            runs.create_task(self._hold(claimed, switch), name=claimed.run.run_id)
+        return len(claims)
+
+    async def _hold(self, claimed: Claimed, switch: Switch) -> None:
+        run = claimed.run
+        try:
+            agent = await self._ledger.store.get(Agent, run.tenant, run.agent_id)
+            lock = self._slots.of(agent) if agent is not None else None
+            if lock is None:
+                await self._runner.drive(claimed, agent, switch)
+                return
+            async with switch.guard({}):
+                await lock.acquire()
+            try:
+                await self._runner.drive(claimed, agent, switch)
+            finally:
+                lock.release()
+        except Stopped:
+            return  # before its turn came: nothing was begun, the next owner dispatches it
+        finally:
+            self._switches.pop(run.run_id, None)
+            self._wake.set()
+
+    def _ended(self, run: Run) -> None:
+        switch = self._switches.get(run.run_id)
+        if switch is not None and run.status in ENDED:
+            switch.throw("ended")
+        if run.parent_run_id is None:
+            self._freed.add((run.tenant, run.session_id))
+        self._wake.set()
+
+    async def _keep_lease(self) -> None:
+        world = self._ledger.world
+        while True:
+            await world.sleep(LEASE_MS / 3000)
+            try:
+                await self._ledger.store.renew(self.owner, LEASE_MS)
+                self._renewed = world.monotonic()
+            except StoreFailure:
+                raise
+            except Unavailable:
+                self._fence(world.monotonic() - self._renewed)
+
+    def _fence(self, silent_s: float) -> None:
+        if silent_s > FENCE_S and self._switches:
+            log.error("fenced", silent_s=round(silent_s, 1), runs=len(self._switches))
+            self.stop_runs("fenced")

@@ -1,0 +1,201 @@
+"""Drives one claimed run to its end: exactly one terminal event, whatever happens."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from orchestrator.core import backoff
+from orchestrator.core import events as ev
+from orchestrator.core import frames as fr
+from orchestrator.core.decide import Begin, Command, Complete, Fail, Repeat
+from orchestrator.core.errors import AgentFailure, Conflict, StoreFailure
+from orchestrator.core.records import Agent, Invocation, Retry, Run
+from orchestrator.core.states import ENDED, RunState
+from orchestrator.engine.clocks import Clocks, Stopped, Switch, limits_of
+from orchestrator.engine.ledger import Ledger
+from orchestrator.engine.limits import EngineSettings
+from orchestrator.engine.transcript import Caller
+from orchestrator.ports import AgentClient, Claimed
+from orchestrator.telemetry import get_logger
+
+log = get_logger(__name__)
+
+RESTARTED = "orchestrator_restarted"
+
+
+class Attempt(msgspec.Struct):
+    """What one invocation has brought so far."""
+
+    texts: list[str] = []
+    bytes: int = 0
+    ending: fr.Done | fr.Failed | fr.Paused | None = None
+
+    def take(self, frames: Sequence[fr.Frame]) -> list[ev.Payload]:
+        """Return the events for a batch of frames; an ending frame is kept for later."""
+        payloads: list[ev.Payload] = []
+        for frame in frames:
+            match frame:
+                case fr.Delta(text=text):
+                    self.texts.append(text)
+                    payloads.append(ev.AgentStreamDelta(text=text))
+                case fr.State(state=state, detail=detail):
+                    payloads.append(ev.AgentState(state=state, detail=detail))
+                case fr.Other(name=name, data=data):
+                    payloads.append(ev.AgentEvent(name=name, data=data))
+                case fr.Done() | fr.Failed() | fr.Paused():
+                    self.ending = frame
+                    break
+        return payloads
+
+
+class Runner:
+    """One per replica; `drive` is called once per claimed run and returns when it is off our hands."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        clients: Mapping[str, AgentClient],
+        caller: Caller,
+        settings: EngineSettings,
+    ) -> None:
+        self._ledger = ledger
+        self._clients = clients
+        self._caller = caller
+        self._settings = settings
+
+    async def drive(self, claimed: Claimed, agent: Agent | None, switch: Switch) -> None:
+        """Take a run from where it stands to its end, or let go of it where it may go on elsewhere.
+
+        Raises StoreFailure only: then nobody can write, and the process stops.
+        """
+        run = claimed.run
+        try:
+            await self._drive(claimed, agent, switch)
+        except Conflict:
+            return  # it ended, or changed hands, while we worked: the log has the whole story
+        except StoreFailure:
+            raise
+        except Exception as error:
+            log.exception("run_crashed", run_id=run.run_id, error=type(error).__name__)
+            await self._finish(run, _internal(error))
+
+    async def _drive(self, claimed: Claimed, agent: Agent | None, switch: Switch) -> None:
+        run = claimed.run
+        if agent is None:
+            gone = f"agent {run.agent_id} is not registered any more"
+            await self._finish(run, Fail(code="agent_not_found", message=gone))
+            return
+        if claimed.lost_by is not None:
+            next_run = await self._lost(run, agent)
+            if next_run is None:
+                return
+            run = next_run
+        invocation = await self._ledger.store.get(Invocation, run.run_id)
+        if invocation is None:
+            raise LookupError(f"run {run.run_id} has no invocation")
+        try:
+            while run.status not in ENDED:
+                run = await self._attempt(run, agent, invocation, switch)
+        except Stopped as stopped:
+            await self._stopped(run, agent, stopped.reason)
+
+    async def _lost(self, run: Run, agent: Agent) -> Run | None:
+        message = "the server that ran this stopped before the agent was done"
+        if agent.on_lost == "retry":
+            repeat = Repeat(code=RESTARTED, message=message, delay_ms=0)
+            return await self._ledger.insist(run, repeat, run.epoch)
+        await self._finish(run, Fail(code=RESTARTED, message=message))
+        return None
+
+    async def _stopped(self, run: Run, agent: Agent, reason: str) -> None:
+        if reason != "drain" or run.status is RunState.CREATED or agent.on_lost == "retry":
+            return  # ended by somebody else, or left for the next owner to go on with
+        message = "the server was shut down before the agent was done"
+        await self._finish(run, Fail(code=RESTARTED, message=message))
+
+    async def _attempt(self, run: Run, agent: Agent, invocation: Invocation, switch: Switch) -> Run:
+        if switch.reason is not None:
+            raise Stopped(switch.reason)
+        begin = Begin(endpoint=agent.endpoint, instance_id=agent.instance_id)
+        run = await self._ledger.insist(run, begin, run.epoch)
+        attempt = Attempt()
+        limits = limits_of(self._settings, agent.timeouts, invocation.timeout_ms)
+        try:
+            async with switch.guard(limits) as clocks:
+                await self._stream(run, agent, invocation, attempt, clocks)
+        except AgentFailure as failure:
+            return await self._failed(run, agent, failure, switch)
+        return await self._ended(run, agent, attempt, switch)
+
+    async def _stream(
+        self,
+        run: Run,
+        agent: Agent,
+        invocation: Invocation,
+        attempt: Attempt,
+        clocks: Clocks,
+    ) -> None:
+        call = await self._caller.call(run, agent, invocation)
+        async with self._clients[agent.protocol].open(call) as stream:
+            async for frames in stream:
+                clocks.alive()
+                payloads = attempt.take(frames)
+                if payloads:
+                    committed = await self._ledger.append(run, payloads, run.epoch)
+                    attempt.bytes += sum(len(event.data) for event in committed.events)
+                    self._check_size(attempt)
+                if attempt.ending is not None:
+                    return
+
+    def _check_size(self, attempt: Attempt) -> None:
+        if attempt.bytes > self._settings.max_run_bytes:
+            raise AgentFailure(
+                "run_too_large",
+                f"the agent's events passed {self._settings.max_run_bytes} bytes (MAX_RUN_BYTES)",
+                retryable=False,
+            )
+
+    async def _ended(self, run: Run, agent: Agent, attempt: Attempt, switch: Switch) -> Run:
+        match attempt.ending:
+            case fr.Done(final_message=final, usage=usage):
+                complete = Complete(
+                    message_id=self._ledger.mint("msg", run.run_id[-2:]),
+                    final_message=final if final is not None else "".join(attempt.texts),
+                    usage=usage,
+                )
+                return await self._finish(run, complete)
+            case fr.Failed(code=code, message=message):
+                failure = AgentFailure(code, message, retryable=code in agent.retry.codes)
+            case fr.Paused(wait_for=wait_for):
+                names = ", ".join(wait_for) or "nothing"
+                text = f"pause waits for {names}, which is no open tool call of this run"
+                failure = AgentFailure("agent_protocol", text, retryable=False)
+            case None:
+                text = "the agent's stream ended without a done event"
+                failure = AgentFailure("agent_eof", text)
+        return await self._failed(run, agent, failure, switch)
+
+    async def _failed(self, run: Run, agent: Agent, failure: AgentFailure, switch: Switch) -> Run:
+        if not _again(agent.retry, run, failure):
+            return await self._finish(run, Fail(code=failure.code, message=failure.message))
+        noise = self._ledger.world.noise(1)[0] / 256
+        delay = backoff.delay_ms(agent.retry, run.attempt, noise, failure.retry_after_ms)
+        repeat = Repeat(code=failure.code, message=failure.message, delay_ms=delay)
+        run = await self._ledger.insist(run, repeat, run.epoch)
+        async with switch.guard({}):
+            await self._ledger.world.sleep(delay / 1000)
+        return run
+
+    async def _finish(self, run: Run, command: Command) -> Run:
+        return await self._ledger.insist(run, command, run.epoch)
+
+
+def _again(retry: Retry, run: Run, failure: AgentFailure) -> bool:
+    return backoff.may_retry(retry, run.attempt, failure.code, retryable=failure.retryable)
+
+
+def _internal(error: Exception) -> Fail:
+    return Fail(
+        code="internal_error",
+        message=f"the orchestrator itself failed ({type(error).__name__}); its log has the trace",
+    )

@@ -1,0 +1,196 @@
+"""What callers do with runs: invoke, look, wait, cancel, run again."""
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from typing import Generic, TypeVar
+
+import msgspec
+
+from orchestrator.core.decide import Cancel
+from orchestrator.core.errors import InvalidRequest, RunNotFound
+from orchestrator.core.events import LogEvent, open_event
+from orchestrator.core.records import Invocation, Run
+from orchestrator.core.states import ENDED, RunState
+from orchestrator.engine.intake import Accepted, Intake, Invoke
+from orchestrator.engine.ledger import Ledger
+from orchestrator.engine.limits import TENANT
+from orchestrator.engine.tail import Tails
+from orchestrator.ports import Where
+
+T = TypeVar("T")
+_SCAN = 1000
+
+
+class Page(msgspec.Struct, Generic[T], frozen=True):
+    """A page of a list; `next_cursor` asks for the one after it."""
+
+    items: list[T]
+    next_cursor: str | None = None
+
+
+class EventPage(msgspec.Struct, frozen=True):
+    """A page of a run's log; `next_seq` is the last seq looked at, `trimmed` says deltas are retired."""
+
+    events: list[LogEvent]
+    has_more: bool
+    next_seq: int
+    trimmed: bool
+
+
+class Tree(msgspec.Struct, frozen=True):
+    """A run and the runs it called, to any depth."""
+
+    run: Run
+    children: list["Tree"]
+
+
+class Runs:
+    """The runs of a tenant."""
+
+    def __init__(self, ledger: Ledger, intake: Intake, tails: Tails) -> None:
+        self._ledger = ledger
+        self._intake = intake
+        self._tails = tails
+
+    async def invoke(self, request: Invoke) -> Accepted:
+        """Return the durable run that answers `request`."""
+        return await self._intake.take(request)
+
+    async def get(self, run_id: str, tenant: str = TENANT) -> Run:
+        """Return a run; raises RunNotFound, also for a foreign tenant's."""
+        run = await self._ledger.load(run_id)
+        if run.tenant != tenant:
+            raise RunNotFound(f"run {run_id} not found")
+        return run
+
+    async def invocation(self, run_id: str) -> Invocation:
+        """Return what a run was asked."""
+        invocation = await self._ledger.store.get(Invocation, run_id)
+        if invocation is None:
+            raise RunNotFound(f"run {run_id} not found")
+        return invocation
+
+    async def find(
+        self,
+        tenant: str = TENANT,
+        *,
+        status: Collection[str] = (),
+        agent_id: str | None = None,
+        session_id: str | None = None,
+        created_before: int | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page[Run]:
+        """Return runs, newest first."""
+        where: list[Where] = [("tenant", "=", tenant)]
+        if status:
+            where.append(("status", "in", _states(status)))
+        for column, wanted in (("agent_id", agent_id), ("session_id", session_id)):
+            if wanted is not None:
+                where.append((column, "=", wanted))
+        if created_before is not None:
+            where.append(("created_at", "<", created_before))
+        if cursor:
+            where.append(("key", "<", _number(cursor)))
+        found = await self._ledger.store.find(Run, *where, order="-key", limit=limit + 1)
+        return page_of(found, limit, lambda run: str(run.key))
+
+    async def tree(self, run_id: str, tenant: str = TENANT) -> Tree:
+        """Return a run with all runs below it."""
+        return await self._tree(await self.get(run_id, tenant))
+
+    async def _tree(self, run: Run) -> Tree:
+        children = await self._ledger.store.find(
+            Run, ("parent_run_id", "=", run.run_id), order="key", limit=1000
+        )
+        return Tree(run, [await self._tree(child) for child in children])
+
+    async def cancel(self, run_id: str, reason: str, tenant: str = TENANT) -> Run:
+        """End a run; again is the same answer. Raises RunEnded when it ended otherwise."""
+        return await self._ledger.execute(await self.get(run_id, tenant), Cancel(reason=reason))
+
+    async def rerun(self, run_id: str, tenant: str = TENANT) -> Accepted:
+        """Return a new run of the same agent with the same message, in the same session."""
+        run = await self.get(run_id, tenant)
+        asked = await self.invocation(run_id)
+        return await self._intake.take(
+            Invoke(
+                tenant=tenant,
+                agent_id=run.agent_id,
+                session_id=run.session_id,
+                role=asked.role,
+                content=asked.content,
+                context=asked.context,
+                labels={**run.labels, "rerun_of": run.run_id},
+                timeout_ms=asked.timeout_ms,
+            )
+        )
+
+    async def wait(self, run_id: str, timeout_s: float, tenant: str = TENANT) -> Run:
+        """Return a run when it has ended, or as it is after `timeout_s`."""
+        run = await self.get(run_id, tenant)
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                self._tails.run(run_id, run.head) as batches,
+            ):
+                async for _ in batches:
+                    pass
+        except TimeoutError:
+            pass
+        return await self.get(run_id, tenant)
+
+    async def events(
+        self,
+        run_id: str,
+        tenant: str = TENANT,
+        *,
+        after_seq: int = 0,
+        after_ts: int | None = None,
+        types: Collection[str] = (),
+        limit: int = 100,
+    ) -> EventPage:
+        """Return the next `limit` events after `after_seq` that were written after `after_ts`."""
+        run = await self.get(run_id, tenant)
+        found: list[LogEvent] = []
+        seq = after_seq
+        while len(found) <= limit:
+            scanned = await self._ledger.store.read(run_id, seq, _SCAN)
+            found += [event for event in scanned if _wanted(event, types, after_ts)]
+            if len(scanned) < _SCAN:
+                break
+            seq = scanned[-1].seq
+        events = found[:limit]
+        last = events[-1].seq if events else after_seq
+        return EventPage(events, len(found) > limit, last, run.trimmed)
+
+
+def page_of(found: list[T], limit: int, cursor: Callable[[T], str]) -> Page[T]:
+    """Return the first `limit` of `found`, with a cursor when there are more."""
+    more = len(found) > limit
+    return Page(found[:limit], cursor(found[limit - 1]) if more else None)
+
+
+def _wanted(event: LogEvent, types: Collection[str], after_ts: int | None) -> bool:
+    if types and event.type not in types:
+        return False
+    return after_ts is None or open_event(event.data).ts > after_ts
+
+
+def _states(wanted: Collection[str]) -> Sequence[str]:
+    states = [text.upper() for text in wanted]
+    for state in states:
+        if state not in RunState.__members__:
+            raise InvalidRequest(f"status must be one of {', '.join(RunState)}, not {state[:40]!r}")
+    return states
+
+
+def _number(cursor: str) -> int:
+    if not cursor.isdecimal():
+        raise InvalidRequest("the cursor is not one of this list; leave it out to start over")
+    return int(cursor)
+
+
+def ended(run: Run) -> bool:
+    """Return whether the run's terminal event is in the log."""
+    return run.status in ENDED

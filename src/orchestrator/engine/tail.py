@@ -1,0 +1,200 @@
+"""Replay, then follow: one cursor, no gap, no duplicate, for a run or for a whole session."""
+
+import base64
+import binascii
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from orchestrator.core.errors import InvalidRequest
+from orchestrator.core.events import TERMINAL, LogEvent
+from orchestrator.core.records import Run
+from orchestrator.core.states import ENDED
+from orchestrator.ports import Bus, Hint, Mailbox, Store, Where
+
+PAGE = 1000
+
+
+class SessionEvent(msgspec.Struct, frozen=True):
+    """An event of one of a session's runs, and the cursor from which the stream goes on after it."""
+
+    event: LogEvent
+    run_id: str
+    cursor: str
+
+
+class Tails:
+    """Opens tails. A tail reads the store until it has caught up, then lives on what the bus brings."""
+
+    def __init__(self, store: Store, bus: Bus) -> None:
+        self._store = store
+        self._bus = bus
+
+    @asynccontextmanager
+    async def run(
+        self, run_id: str, after: int = 0
+    ) -> AsyncIterator[AsyncIterator[list[LogEvent]]]:
+        """Hand out the events of a run with `seq > after`, in batches, up to the terminal event."""
+        with self._bus.subscribe(f"run:{run_id}") as mailbox:
+            yield _follow_run(self._store, mailbox, run_id, after)
+
+    @asynccontextmanager
+    async def session(
+        self, tenant: str, session_id: str, cursor: str | None = None
+    ) -> AsyncIterator[AsyncIterator[list[SessionEvent]]]:
+        """Hand out the events of all runs of a session, exact in order per run, without end."""
+        follower = _SessionFollower(self._store, tenant, session_id, SessionCursor.parse(cursor))
+        with self._bus.subscribe(f"session:{tenant}/{session_id}") as mailbox:
+            yield follower.follow(mailbox)
+
+
+async def _follow_run(
+    store: Store, mailbox: Mailbox, run_id: str, cursor: int
+) -> AsyncIterator[list[LogEvent]]:
+    while True:
+        page = await store.read(run_id, cursor, PAGE)
+        if page:
+            yield page
+            cursor = page[-1].seq
+        if _is_end(page) or (not page and await _is_over(store, run_id, cursor)):
+            return
+        if len(page) == PAGE:
+            continue
+        hole = False
+        while not hole:
+            batch, hole = _contiguous(await mailbox.take(), cursor)
+            if batch:
+                yield batch
+                cursor = batch[-1].seq
+            if _is_end(batch):
+                return
+
+
+async def _is_over(store: Store, run_id: str, cursor: int) -> bool:
+    run = await store.get(Run, run_id)
+    return run is None or (run.status in ENDED and cursor >= run.head)
+
+
+def _is_end(batch: list[LogEvent]) -> bool:
+    return bool(batch) and batch[-1].type in TERMINAL
+
+
+def _contiguous(hints: list[Hint], cursor: int) -> tuple[list[LogEvent], bool]:
+    """Return the new events that directly follow `cursor`, and whether more must be read."""
+    batch: list[LogEvent] = []
+    for hint in hints:
+        if hint.head <= cursor:
+            continue
+        fresh = [event for event in hint.events if event.seq > cursor]
+        if not fresh or fresh[0].seq != cursor + 1:
+            return batch, True
+        batch += fresh
+        cursor = fresh[-1].seq
+    return batch, False
+
+
+class SessionCursor(msgspec.Struct):
+    """How far a session stream has come: every run up to key `done` whole, of later ones so many.
+
+    Opaque on the wire; an ended and delivered run above `done` is kept as -1.
+    """
+
+    done: int = 0
+    seqs: dict[str, int] = {}
+
+    @classmethod
+    def parse(cls, text: str | None) -> "SessionCursor":
+        """Return the cursor a client sent back; raises InvalidRequest for anything else."""
+        if not text:
+            return cls()
+        try:
+            padded = text + "=" * (-len(text) % 4)
+            return msgspec.json.decode(base64.urlsafe_b64decode(padded), type=cls)
+        except (msgspec.MsgspecError, binascii.Error, ValueError) as error:
+            raise InvalidRequest(
+                "the cursor is not one of this stream; leave it out to start from the beginning"
+            ) from error
+
+    def text(self) -> str:
+        """Return the wire form."""
+        return base64.urlsafe_b64encode(msgspec.json.encode(self)).rstrip(b"=").decode()
+
+
+class _SessionFollower:
+    """Follows the runs of one session, in order of acceptance, each from its own cursor."""
+
+    def __init__(self, store: Store, tenant: str, session_id: str, cursor: SessionCursor) -> None:
+        self._store = store
+        self._where: tuple[Where, ...] = (
+            ("tenant", "=", tenant),
+            ("session_id", "=", session_id),
+        )
+        self._cursor = cursor
+        self._keys: dict[str, int] = {}
+        self._known = cursor.done
+
+    async def follow(self, mailbox: Mailbox) -> AsyncIterator[list[SessionEvent]]:
+        """Yield everything missed, then everything that happens."""
+        async for batch in self._catch_up():
+            yield batch
+        while True:
+            for hint in await mailbox.take():
+                async for batch in self._catch_up_run(hint):
+                    yield batch
+
+    async def _catch_up(self) -> AsyncIterator[list[SessionEvent]]:
+        while runs := await self._more_runs():
+            for run in runs:
+                async for batch in self._read(run.run_id):
+                    yield batch
+
+    async def _more_runs(self) -> list[Run]:
+        runs = await self._store.find(
+            Run, *self._where, ("key", ">", self._known), order="key", limit=100
+        )
+        for run in runs:
+            self._keys[run.run_id] = run.key
+            self._known = max(self._known, run.key)
+        return runs
+
+    async def _catch_up_run(self, hint: Hint) -> AsyncIterator[list[SessionEvent]]:
+        if hint.run_id not in self._keys:
+            async for batch in self._catch_up():
+                yield batch
+        seq = self._cursor.seqs.get(hint.run_id, 0)
+        if hint.run_id not in self._keys or seq < 0 or hint.head <= seq:
+            return
+        events, hole = _contiguous([hint], seq)
+        if events:
+            yield self._mark(hint.run_id, events)
+        if hole:
+            async for batch in self._read(hint.run_id):
+                yield batch
+
+    async def _read(self, run_id: str) -> AsyncIterator[list[SessionEvent]]:
+        while True:
+            seq = self._cursor.seqs.get(run_id, 0)
+            page = await self._store.read(run_id, seq, PAGE) if seq >= 0 else []
+            if page:
+                yield self._mark(run_id, page)
+            if not page or _is_end(page):
+                return
+
+    def _mark(self, run_id: str, events: list[LogEvent]) -> list[SessionEvent]:
+        marked = []
+        for event in events:
+            self._cursor.seqs[run_id] = -1 if event.type in TERMINAL else event.seq
+            if event.type in TERMINAL:
+                self._settle()
+            marked.append(SessionEvent(event, run_id, self._cursor.text()))
+        return marked
+
+    def _settle(self) -> None:
+        """Forget the oldest runs that are delivered whole, so that the cursor stays small."""
+        for run_id, key in sorted(self._keys.items(), key=lambda item: item[1]):
+            if key > self._cursor.done and self._cursor.seqs.get(run_id) != -1:
+                return
+            self._cursor.done = max(self._cursor.done, key)
+            self._cursor.seqs.pop(run_id, None)
+            del self._keys[run_id]

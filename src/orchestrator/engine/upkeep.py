@@ -1,0 +1,91 @@
+"""What must happen although nobody asks: due timers, abandoned children, retention, the store's health."""
+
+from orchestrator.core.decide import Fail
+from orchestrator.core.errors import Conflict, RunNotFound, Unavailable
+from orchestrator.core.ops import Delete, Op
+from orchestrator.core.project import RUN_MAX
+from orchestrator.core.records import Run, Timer
+from orchestrator.core.states import ENDED, OPEN
+from orchestrator.engine.ledger import Ledger
+from orchestrator.engine.limits import EngineSettings
+from orchestrator.telemetry import get_logger
+
+log = get_logger(__name__)
+
+TICK_S = 1.0
+_SWEEP_TICKS = 30
+_TRIM_BATCH = 100
+_TRIM_ROUNDS = 100
+"""Batches of runs retired per sweep; others' commits go between them."""
+
+
+class Upkeep:
+    """Runs once a second for as long as the engine does."""
+
+    def __init__(self, ledger: Ledger, settings: EngineSettings) -> None:
+        self._ledger = ledger
+        self._store = ledger.store
+        self._settings = settings
+
+    async def run(self) -> None:
+        """Look after things until cancelled; only StoreFailure ends it."""
+        ticks = 0
+        while True:
+            try:
+                await self.tick(sweep=ticks % _SWEEP_TICKS == 0)
+            except Unavailable as error:
+                log.warning("upkeep_waits", error=error.message)
+            ticks += 1
+            await self._ledger.world.sleep(TICK_S)
+
+    async def tick(self, *, sweep: bool) -> None:
+        """Fire what is due; with `sweep`, also look for what a crash may have left behind."""
+        for timer in await self._store.due():
+            await self._fire(timer)
+        if sweep:
+            await self._end_orphans()
+            await self._retire()
+
+    async def _fire(self, timer: Timer) -> None:
+        if timer.kind == RUN_MAX:
+            message = "the run reached its longest allowed life (RUN_MAX_MS, or its parent's)"
+            try:
+                run = await self._ledger.load(timer.run_id)
+                if run.status not in ENDED:
+                    await self._ledger.execute(run, Fail(code="run_timeout", message=message))
+                    return
+            except (Conflict, RunNotFound):
+                log.info("timer_too_late", run_id=timer.run_id, kind=timer.kind)
+        await self._store.commit(Op(writes=(Delete(Timer, (timer.run_id, timer.kind)),)))
+
+    async def _end_orphans(self) -> None:
+        """End children whose parent ended in a process that died before it could tell them."""
+        children = await self._store.find(
+            Run,
+            ("parent_run_id", "!=", None),
+            ("status", "in", sorted(OPEN)),
+            limit=1000,
+        )
+        for parent_id in {child.parent_run_id for child in children if child.parent_run_id}:
+            parent = await self._store.get(Run, parent_id)
+            if parent is not None and parent.status in ENDED:
+                ended = await self._ledger.end_children(parent)
+                log.info("orphans_ended", run_id=parent_id, children=ended)
+
+    async def _retire(self) -> None:
+        now = self._store.now()
+        runs, deltas = (
+            self._settings.retention_runs_ms,
+            self._settings.retention_deltas_ms,
+        )
+        if runs is None and deltas is None:
+            return
+        before_runs, before_deltas = (
+            now - runs if runs else 0,
+            now - deltas if deltas else 0,
+        )
+        for _ in range(_TRIM_ROUNDS):
+            trimmed = await self._store.trim(before_runs, before_deltas, _TRIM_BATCH)
+            if not trimmed.runs and not trimmed.deltas:
+                return
+            log.info("retired", runs=trimmed.runs, deltas=trimmed.deltas)

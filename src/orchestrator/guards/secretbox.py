@@ -1,0 +1,115 @@
+"""What may be read again: secrets at rest, encrypted with AES-GCM and bound to their place."""
+
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from orchestrator.core.errors import SettingsInvalid
+
+KEY_CHARACTERS: Final = 32
+"""The least length of a key; made with `openssl rand -hex 32` it has twice as many."""
+_FORM: Final = b"\x01"
+_NONCE: Final = 12
+_PURPOSE: Final = b"orchestrator secret box 1"
+
+
+class Box:
+    """A SecretBox: the first key encrypts, all of them decrypt.
+
+    A sealed secret is a form byte, a nonce of 12 bytes and AES-256-GCM's output; the form and the
+    context are authenticated with it. The nonce is taken from the system, not from the world:
+    that it never repeats is what keeps the key safe, so no test may fake it.
+    """
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._ciphers = [AESGCM(_derived(key)) for key in keys]
+
+    def seal(self, secret: str, context: str) -> bytes:
+        """Return `secret` encrypted for `context`."""
+        nonce = secrets.token_bytes(_NONCE)
+        bound = _FORM + context.encode()
+        return _FORM + nonce + self._ciphers[0].encrypt(nonce, secret.encode(), bound)
+
+    def unseal(self, sealed: bytes, context: str) -> str:
+        """Return the secret; raises ValueError if it was sealed by another key or for another place."""
+        nonce, text = sealed[1 : 1 + _NONCE], sealed[1 + _NONCE :]
+        if sealed[:1] != _FORM or len(nonce) < _NONCE:
+            raise ValueError("this is not a sealed secret")
+        for cipher in self._ciphers:
+            try:
+                return cipher.decrypt(nonce, text, _FORM + context.encode()).decode()
+            except InvalidTag:
+                continue
+        raise ValueError(
+            "sealed with a key that is not here any more, for another place, or altered"
+        )
+
+
+def open_box(keys: Sequence[str], path: Path | str) -> Box:
+    """Return a box with `keys` (SECRET_KEY), or with those of the file, which is made when absent."""
+    return Box(_checked(keys, "SECRET_KEY") if keys else keys_in(Path(path)))
+
+
+def keys_in(path: Path) -> list[str]:
+    """Return the keys of a file, one a line; an absent file is made with a new key, mode 0600."""
+    if not path.exists():
+        _make(path)
+    try:
+        keys = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsInvalid(
+            f"the key file {path} cannot be read ({error}); it needs one key a line"
+        ) from error
+    return _checked(keys, f"the key file {path}")
+
+
+def _make(path: Path) -> None:
+    """Write a new key file whole or not at all; if another process was first, its file stays."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(secrets.token_hex(32) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            _link(draft, path)
+        finally:
+            draft.unlink()
+    except OSError as error:
+        raise SettingsInvalid(
+            f"the key file {path} cannot be made ({error}); set SECRET_KEY or SECRET_KEY_FILE"
+        ) from error
+
+
+def _link(draft: Path, path: Path) -> None:
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _checked(keys: Sequence[str], source: str) -> list[str]:
+    if not keys or min(map(len, keys)) < KEY_CHARACTERS:
+        raise SettingsInvalid(
+            f"{source} needs keys of at least {KEY_CHARACTERS} characters each, the one that "
+            "encrypts first; make one with: openssl rand -hex 32"
+        )
+    return list(keys)
+
+
+def _derived(key: str) -> bytes:
+    """Return 32 bytes for this purpose alone, so that the same key can also sign tokens."""
+    return HKDF(SHA256(), length=32, salt=None, info=_PURPOSE).derive(key.encode())

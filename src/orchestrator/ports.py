@@ -1,0 +1,265 @@
+"""What the engine needs from outside, as protocols: the store, the bus, the clients, the guards, the world.
+
+`app.py` chooses the drivers; the contract suites in `testing/` say what each must keep to.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, Literal, Protocol, TypeAlias
+
+import msgspec
+
+from orchestrator.core.frames import Frame
+from orchestrator.core.events import Content, LogEvent
+from orchestrator.core.ops import Op, Outcome
+from orchestrator.core.records import R, Run, Timer
+
+# ---------------------------------------------------------------- store
+
+Where: TypeAlias = tuple[
+    str, Literal["=", "!=", "<", "<=", ">", ">=", "in", "is", "has"], Any
+]
+"""One condition on a column: `in` takes a sequence, `is` takes None, `has` looks into a JSON list."""
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """A run that is ours from now on; `lost_by` is the owner who did not live to end it."""
+
+    run: Run
+    lost_by: str | None = None
+
+
+class Trimmed(msgspec.Struct, frozen=True):
+    """What one round of retention removed."""
+
+    runs: int = 0
+    deltas: int = 0
+
+
+class Store(Protocol):
+    """The one system of record. A method returns only when what it changed is on disk.
+
+    Every method raises Unavailable (or StorageFull) for what may pass, StoreFailure for what
+    will not; after StoreFailure the process must stop.
+    """
+
+    def now(self) -> int:
+        """Return the store's time in milliseconds UTC, by which leases and deadlines are judged."""
+        ...
+
+    async def commit(self, *ops: Op) -> list[Outcome]:
+        """Commit ops in one transaction, in order; a failed guard refuses only its own op."""
+        ...
+
+    async def read(self, run_id: str, after: int, limit: int = 1000) -> list[LogEvent]:
+        """Return up to `limit` events of a run with `seq > after`, in order."""
+        ...
+
+    async def get(self, kind: type[R], *key: Any) -> R | None:
+        """Return the record of that key."""
+        ...
+
+    async def find(
+        self, kind: type[R], *where: Where, order: str = "", limit: int = 100
+    ) -> list[R]:
+        """Return records that meet every condition, ordered by a column (`-column` descending)."""
+        ...
+
+    async def count(self, kind: type[R], *where: Where) -> int:
+        """Return how many records meet every condition."""
+        ...
+
+    async def claim(
+        self, owner: str, limit: int, run_ids: Sequence[str] = ()
+    ) -> list[Claimed]:
+        """Take up to `limit` runs that may run now, each with `epoch + 1`; `run_ids` narrows it.
+
+        These are CREATED runs whose turn has come (a child at once; a root run when no earlier
+        root run of its session is CREATED or RUNNING) and RUNNING runs, as long as they have no
+        owner or one without a live lease. `lost_by` is set for a RUNNING run with a dead owner.
+        Oldest first.
+        """
+        ...
+
+    async def renew(self, owner: str, ttl_ms: int) -> None:
+        """Say that `owner` lives for another `ttl_ms`; 0 gives the lease up."""
+        ...
+
+    async def due(self, limit: int = 100) -> list[Timer]:
+        """Return timers whose time has come, earliest first."""
+        ...
+
+    async def trim(
+        self, runs_before: int, deltas_before: int, limit: int = 100
+    ) -> Trimmed:
+        """Remove up to `limit` ended runs of before `runs_before` whole, deltas of others; 0 = none."""
+        ...
+
+    async def backup(self, path: str) -> None:
+        """Write a consistent copy of the database to a new file while it is in use."""
+        ...
+
+    async def probe(self) -> None:
+        """Prove that a commit reaches the disk now; raise what a commit would raise."""
+        ...
+
+    def stats(self) -> dict[str, float]:
+        """Return the store's own counters and gauges for `/metrics`."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is in flight, mark a clean stop and let go of everything."""
+        ...
+
+
+# ---------------------------------------------------------------- bus
+
+
+class Hint(msgspec.Struct, frozen=True):
+    """Word that a run's log has grown to `head`; `events` are its new events, where they travel."""
+
+    run_id: str
+    head: int
+    events: tuple[LogEvent, ...] = ()
+
+
+class Mailbox(Protocol):
+    """What one subscriber has not yet taken; bounded, and when it overflows only hints remain."""
+
+    async def take(self) -> list[Hint]:
+        """Wait until something has come, then return all of it."""
+        ...
+
+
+class Bus(Protocol):
+    """How a sleeper is woken. Losing every message costs latency, never data."""
+
+    def publish(self, subject: str, hint: Hint) -> None:
+        """Tell the subscribers of `subject`; never blocks, never fails."""
+        ...
+
+    def subscribe(self, subject: str) -> AbstractContextManager[Mailbox]:
+        """Open a mailbox for `subject` (`run:<id>`, `session:<tenant>/<id>`, `runs`)."""
+        ...
+
+
+# ---------------------------------------------------------------- clients
+
+
+class AgentCall(msgspec.Struct, frozen=True, kw_only=True):
+    """One invocation of an agent, as the client of its protocol needs it."""
+
+    endpoint: str
+    agent_id: str
+    session_id: str
+    run_id: str
+    attempt: int
+    role: str
+    content: Content
+    messages: Sequence[dict[str, Any]] = ()
+    context: dict[str, Any] = {}
+    resume: dict[str, Any] | None = None
+    credential: str | None = None
+    traceparent: str
+    base_url: str
+    run_token: str | None = None
+
+
+class AgentClient(Protocol):
+    """One agent protocol."""
+
+    def open(
+        self, call: AgentCall
+    ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Frame]]]:
+        """Invoke the agent; the context hands out batches of frames, one per wake-up.
+
+        An empty batch is a sign of life (a comment). Entering returns when the answer's headers
+        are there and right; leaving closes the connection at once. Both, and the iteration, raise
+        AgentFailure with a code of CONTRACT §4.
+        """
+        ...
+
+
+class ProbeAnswer(msgspec.Struct, frozen=True):
+    """What an agent's `GET /health` said: `status` is healthy, unhealthy or unknown."""
+
+    status: str
+    version: str | None = None
+    capabilities: tuple[str, ...] = ()
+
+
+class AgentProbe(Protocol):
+    """Asks an agent how it is."""
+
+    async def probe(self, endpoint: str, credential: str | None) -> ProbeAnswer:
+        """Ask `GET {endpoint}/health`; 404, 405 and 501 mean unknown. Never raises for a sick agent."""
+        ...
+
+
+class PushAnswer(msgspec.Struct, frozen=True):
+    """What the ingress said of a push: `batch` = lists welcome, `tails` = it reads the log itself."""
+
+    batch: bool = False
+    tails: bool = False
+
+
+class PushClient(Protocol):
+    """Hands live events to the ingress."""
+
+    async def push(self, session_id: str, events: Sequence[bytes]) -> PushAnswer:
+        """Deliver events (JSON objects); raises Unavailable when they were not taken."""
+        ...
+
+
+# ---------------------------------------------------------------- guards and world
+
+
+class SecretBox(Protocol):
+    """Keeps credentials unreadable at rest, bound to the place they belong to."""
+
+    def seal(self, secret: str, context: str) -> bytes:
+        """Return `secret` encrypted for `context`."""
+        ...
+
+    def unseal(self, sealed: bytes, context: str) -> str:
+        """Return the secret; raises ValueError if it was sealed by another key or for another place."""
+        ...
+
+
+class Egress(Protocol):
+    """Judges what may be dialled."""
+
+    def check(self, url: str, *, operator: bool) -> None:
+        """Raise EgressRefused for a URL whose form or literal address is forbidden.
+
+        `operator` URLs (registered agents, tools, the ingress) may be private; others are public only.
+        """
+        ...
+
+    def judge(self, host: str, address: str, *, operator: bool) -> None:
+        """Raise EgressRefused for a resolved address that `host` must not lead to."""
+        ...
+
+
+class World(Protocol):
+    """Time, randomness and names, so that tests can have their own."""
+
+    def now(self) -> int:
+        """Return milliseconds UTC of this machine's clock."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds of a clock that never jumps."""
+        ...
+
+    def noise(self, size: int) -> bytes:
+        """Return random bytes."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
+
+    async def resolve(self, host: str, port: int) -> list[tuple[int, str]]:
+        """Return the (address family, address) pairs of a name, in the order to try them."""
+        ...

@@ -1,0 +1,1 @@
+"""Where it is kept: one folder per database, one contract for all."""

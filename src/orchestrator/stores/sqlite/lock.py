@@ -1,0 +1,56 @@
+"""One server per database: a lock file that dies with its holder, also by kill -9."""
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Self
+
+from orchestrator.core.errors import DatabaseRefused
+
+
+class LockFile:
+    """Holds `<database>.lock`, in which the holder's process id stands."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @classmethod
+    def take(cls, database: str) -> Self:
+        """Take the lock of a database; raises DatabaseRefused naming the process that has it."""
+        try:
+            descriptor = os.open(f"{database}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise DatabaseRefused(
+                f"the folder of {database} cannot be written ({error.strerror}); "
+                "give the server a folder of its own, or change its owner"
+            ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(descriptor, 32).decode() or "unknown"
+            os.close(descriptor)
+            raise DatabaseRefused(
+                f"{database} is in use by another server (process {holder.strip()}); "
+                "stop that one, or give this one a DATABASE_URL of its own"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        return cls(descriptor)
+
+    def release(self) -> None:
+        """Let go; the file stays, for removing it would let two servers hold two locks."""
+        os.close(self._descriptor)
+
+
+def holder_of(database: str) -> int | None:
+    """Return the process id of the server that has a database open, or None."""
+    path = Path(f"{database}.lock")
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            text = file.read(32).strip()
+            return int(text) if text.isdigit() else 0
+    return None

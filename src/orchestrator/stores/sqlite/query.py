@@ -1,0 +1,55 @@
+"""Conditions of the port as SQL; only columns that exist get there."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from orchestrator.ports import Where
+from orchestrator.stores.sqlite.tables import Table
+
+_COMPARE: Final = frozenset({"=", "<", "<=", ">", ">="})
+
+
+def condition(table: Table[Any], where: Sequence[Where]) -> tuple[str, tuple[Any, ...]]:
+    """Return ` WHERE …` (or nothing) and the values to bind; KeyError for an unknown column."""
+    parts, bound = [], list[Any]()
+    for one in where:
+        text, values = _part(table, one)
+        parts.append(text)
+        bound += values
+    return (f" WHERE {' AND '.join(parts)}" if parts else ""), tuple(bound)
+
+
+def ordering(table: Table[Any], order: str) -> str:
+    """Return ` ORDER BY …` for `column` or `-column`."""
+    column = order.removeprefix("-")
+    if not column:
+        return ""
+    _known(table, column)
+    return f" ORDER BY {column}{' DESC' if order.startswith('-') else ''}"
+
+
+def _part(table: Table[Any], where: Where) -> tuple[str, list[Any]]:
+    column, operator, value = where
+    _known(table, column)
+    if operator == "in":
+        literal = ", ".join(_quoted(str(item)) for item in value)
+        # Literals, not parameters: only then can the partial indexes on a state be used.
+        return f"{column} IN ({literal})", []
+    if value is None:
+        return f"{column} IS {'NOT ' if operator == '!=' else ''}NULL", []
+    if operator == "has":
+        return f"EXISTS (SELECT 1 FROM json_each({column}) WHERE value = ?)", [value]
+    if operator == "!=":
+        return f"{column} IS NOT ?", [table.value(column, value)]
+    if operator not in _COMPARE:
+        raise ValueError(f"unknown comparison {operator!r}")
+    return f"{column} {operator} ?", [table.value(column, value)]
+
+
+def _known(table: Table[Any], column: str) -> None:
+    if column not in table.columns:
+        raise KeyError(f"{table.name} has no column {column!r}")
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,126 @@
+"""Reads: short ones inline on the loop, long replays page by page on a thread."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+import apsw
+import msgspec
+
+from orchestrator.core.events import LogEvent
+from orchestrator.core.records import R
+from orchestrator.ports import Where
+from orchestrator.stores.sqlite import sql
+from orchestrator.stores.sqlite.query import condition, ordering
+from orchestrator.stores.sqlite.tables import TABLES
+
+T = TypeVar("T")
+INLINE_EVENTS: Final = 64
+"""Up to here a read costs less than the way to a thread and back."""
+_SEGMENTS: Final = "SELECT key, data FROM segments WHERE key >= ? AND key <= ? ORDER BY key LIMIT ?"
+_FIRST: Final = "SELECT max(key) FROM segments WHERE key >= ? AND key <= ?"
+_FEW_SEGMENTS: Final = 8
+_FEW: Final = (
+    "SELECT count(*), coalesce(sum(n), 0) FROM "
+    f"(SELECT n FROM segments WHERE key > ? AND key <= ? LIMIT {_FEW_SEGMENTS})"
+)
+_SEQ_MAX: Final = 0xFFFFFFFF
+_KEYS_MAX: Final = 100_000
+_PAGE: Final = 64
+"""Segments per query."""
+_RAW: Final = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+class _Head(msgspec.Struct, gc=False):
+    seq: int
+    type: str
+
+
+_HEAD: Final = msgspec.json.Decoder(_Head)
+
+
+class Reader:
+    """Reads through connections of its own: it never waits for the writer nor holds it up."""
+
+    def __init__(self, connect: Callable[[], apsw.Connection]) -> None:
+        self._inline = connect()
+        self._paged = connect()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader")
+        self._keys: dict[str, int] = {}
+
+    async def read(self, run_id: str, after: int, limit: int) -> list[LogEvent]:
+        """Return up to `limit` events of a run after `after`."""
+        key = self._key(run_id)
+        if key is None:
+            return []
+        if limit <= INLINE_EVENTS or self._few(key, after):
+            return events_of(self._inline, key, after, limit)
+        return await self._on_thread(lambda: events_of(self._paged, key, after, limit))
+
+    def get(self, kind: type[R], key: Sequence[Any]) -> R | None:
+        """Return the record of that key."""
+        table = TABLES[kind]
+        text = f"SELECT {table.select} FROM {table.name} WHERE {table.by_key}"
+        found = sql.row(self._inline, text, key)
+        return table.record(found) if found else None
+
+    def find(self, kind: type[R], where: Sequence[Where], order: str, limit: int) -> list[R]:
+        """Return records that meet every condition."""
+        table = TABLES[kind]
+        text, bound = condition(table, where)
+        ordered = f"{text}{ordering(table, order)} LIMIT ?"
+        found = sql.rows(
+            self._inline, f"SELECT {table.select} FROM {table.name}{ordered}", (*bound, limit)
+        )
+        return [table.record(row) for row in found]
+
+    def count(self, kind: type[R], where: Sequence[Where]) -> int:
+        """Return how many records meet every condition."""
+        table = TABLES[kind]
+        text, bound = condition(table, where)
+        return int(sql.value(self._inline, f"SELECT count(*) FROM {table.name}{text}", bound))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        self._thread.shutdown()
+        self._inline.close()
+        self._paged.close()
+
+    def _key(self, run_id: str) -> int | None:
+        key = self._keys.get(run_id)
+        if key is None:
+            key = sql.value(self._inline, "SELECT key FROM runs WHERE run_id = ?", (run_id,))
+            if key is None:
+                return None
+            if len(self._keys) > _KEYS_MAX:
+                self._keys.clear()
+            self._keys[run_id] = key
+        return key
+
+    def _few(self, key: int, after: int) -> bool:
+        segments, events = sql.rows(self._inline, _FEW, (key << 32 | after, key << 32 | _SEQ_MAX))[
+            0
+        ]
+        return bool(segments < _FEW_SEGMENTS and events <= INLINE_EVENTS)
+
+    async def _on_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def events_of(db: apsw.Connection, key: int, after: int, limit: int) -> list[LogEvent]:
+    """Return up to `limit` events of the run with that key after `after`."""
+    low, high = key << 32, key << 32 | _SEQ_MAX
+    first = sql.value(db, _FIRST, (low, low | (after + 1)))
+    start, events = first if first is not None else low, list[LogEvent]()
+    while len(events) < limit:
+        segments = sql.rows(db, _SEGMENTS, (start, high, _PAGE))
+        for _, data in segments:
+            for raw in _RAW.decode(data):
+                head = _HEAD.decode(raw)
+                if head.seq > after:
+                    events.append(LogEvent(head.seq, head.type, bytes(raw)))
+        if len(segments) < _PAGE:
+            break
+        start = segments[-1][0] + 1
+    return events[:limit]

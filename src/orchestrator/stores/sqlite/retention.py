@@ -1,0 +1,70 @@
+"""What retention removes: old runs whole, or only the deltas of their logs."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import apsw
+import msgspec
+
+from orchestrator.core.events import DELTAS, LogEvent
+from orchestrator.ports import Trimmed
+from orchestrator.stores.sqlite import sql
+from orchestrator.stores.sqlite.apply import portions
+from orchestrator.stores.sqlite.reader import events_of
+
+_EXPIRED: Final = (
+    "SELECT key, run_id FROM runs WHERE ended_at IS NOT NULL AND ended_at < ? "
+    "ORDER BY ended_at LIMIT ?"
+)
+_UNTRIMMED: Final = (
+    "SELECT key, run_id FROM runs WHERE trimmed = 0 AND ended_at IS NOT NULL AND ended_at < ? "
+    "ORDER BY ended_at LIMIT ?"
+)
+_OF_RUN: Final = ("invocations", "messages", "idempotency_keys", "timers", "cursors")
+_EMPTY_SESSIONS: Final = """
+DELETE FROM sessions
+WHERE (tenant, session_id) IN (SELECT tenant, session_id FROM runs WHERE key = ?)
+  AND NOT EXISTS (SELECT 1 FROM runs AS r WHERE r.tenant = sessions.tenant
+                  AND r.session_id = sessions.session_id AND r.key != ?)
+  AND NOT EXISTS (SELECT 1 FROM messages AS m WHERE m.tenant = sessions.tenant
+                  AND m.session_id = sessions.session_id)
+"""
+
+
+def trim(db: apsw.Connection, runs_before: int, deltas_before: int, limit: int) -> Trimmed:
+    """Remove up to `limit` runs and the deltas of up to `limit` others, in the open transaction."""
+    runs = sql.rows(db, _EXPIRED, (runs_before, limit)) if runs_before else []
+    for key, run_id in runs:
+        _remove(db, key, run_id)
+    old = sql.rows(db, _UNTRIMMED, (deltas_before, limit)) if deltas_before else []
+    return Trimmed(len(runs), sum(_thin(db, key) for key, _ in old))
+
+
+def _remove(db: apsw.Connection, key: int, run_id: str) -> None:
+    for table in _OF_RUN:
+        db.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))
+    db.execute("DELETE FROM segments WHERE key >= ? AND key <= ?", _range(key))
+    db.execute(_EMPTY_SESSIONS, (key, key))
+    db.execute("DELETE FROM runs WHERE key = ?", (key,))
+
+
+def _thin(db: apsw.Connection, key: int) -> int:
+    """Rewrite a run's log without the delta class; what stays keeps its seq and its bytes."""
+    events = events_of(db, key, 0, 1 << 32)
+    kept = [event for event in events if event.type not in DELTAS]
+    db.execute("DELETE FROM segments WHERE key >= ? AND key <= ?", _range(key))
+    for part in portions(kept):
+        _store(db, key, part)
+    db.execute("UPDATE runs SET trimmed = 1 WHERE key = ?", (key,))
+    return len(events) - len(kept)
+
+
+def _store(db: apsw.Connection, key: int, part: Sequence[LogEvent]) -> None:
+    ts = msgspec.json.decode(part[0].data)["ts"]
+    data = b"[" + b",".join(event.data for event in part) + b"]"
+    values = (key << 32 | part[0].seq, len(part), 0, ts, data)
+    db.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?)", values)
+
+
+def _range(key: int) -> tuple[int, int]:
+    return key << 32, key << 32 | 0xFFFFFFFF

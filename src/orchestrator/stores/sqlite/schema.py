@@ -1,0 +1,177 @@
+"""Opens database files: creates ours, brings older ones up to date, leaves all others untouched."""
+
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+import apsw
+
+from orchestrator.core.errors import DatabaseRefused
+from orchestrator.stores.sqlite import sql
+from orchestrator.stores.sqlite.location import Location
+
+APPLICATION_ID: Final = 0x4F726368  # "Orch"
+ENGINE_NEEDED: Final = (3, 51, 3)
+"""Older engines can lose a commit when one connection checkpoints while another one commits."""
+_BUSY_MS: Final = 5000
+_CACHE_KIB: Final = 16_384
+
+
+def migrations() -> list[tuple[int, str]]:
+    """Return the schema steps, (version, SQL), in order."""
+    folder = files("orchestrator.stores.sqlite") / "migrations"
+    steps = [(int(step.name[:3]), step.read_text()) for step in folder.iterdir()
+             if step.name.endswith(".sql")]  # fmt: skip
+    return sorted(steps)
+
+
+def check_engine() -> None:
+    """Raise DatabaseRefused when the SQLite library is too old to be trusted."""
+    found = tuple(int(part) for part in apsw.sqlite_lib_version().split("."))
+    if found < ENGINE_NEEDED:
+        needed = ".".join(map(str, ENGINE_NEEDED))
+        raise DatabaseRefused(
+            f"SQLite {apsw.sqlite_lib_version()} is older than {needed}, which can lose commits; "
+            "install the apsw of the lock file, which bundles a newer one"
+        )
+
+
+def prepare(location: Location) -> None:
+    """Make the file ours and up to date, or raise DatabaseRefused and leave it as it is."""
+    check_engine()
+    version = _inspect(location)
+    steps = migrations()
+    if version > steps[-1][0]:
+        raise DatabaseRefused(
+            f"{location.path} was written by a newer version (schema {version}, this one knows "
+            f"{steps[-1][0]}); start that version, or restore the backup made before the upgrade"
+        )
+    if version == steps[-1][0]:
+        return
+    if location.mode == "ro":
+        raise DatabaseRefused(f"{location.path} needs an upgrade of its schema; open it writable")
+    if version == 0:
+        _create(location, steps)
+    else:
+        _upgrade(location, version, steps)
+
+
+def connect(location: Location, *, read_only: bool = False) -> apsw.Connection:
+    """Open a connection with our pragmas; raises DatabaseRefused when the file cannot be opened."""
+    flags = apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE
+    try:
+        db = apsw.Connection(location.path, flags=flags)
+        db.set_busy_timeout(_BUSY_MS)
+        db.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+        if not read_only:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+            # Proves that the file can be written at all, before anything is promised.
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("ROLLBACK")
+    except (apsw.ReadOnlyError, apsw.CantOpenError, apsw.PermissionsError) as error:
+        raise DatabaseRefused(
+            f"{location.path} cannot be opened for writing ({error}); check the owner and mode of "
+            "the file and its folder"
+        ) from error
+    except (apsw.NotADBError, apsw.CorruptError) as error:
+        raise _damaged(location.path, error) from error
+    return db
+
+
+def _inspect(location: Location) -> int:
+    """Return the schema version of a file, 0 for a new one, without changing a byte of it."""
+    path = Path(location.path)
+    if not path.exists() or path.stat().st_size == 0:
+        if location.mode != "rwc":
+            raise DatabaseRefused(
+                f"{path} does not exist, and mode={location.mode} makes no new one"
+            )
+        return 0
+    try:
+        # Immutable: no lock, no journal, no shared memory file beside a database not ours.
+        uri = f"file:{quote(str(path))}?immutable=1"
+        db = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+        try:
+            mark = _pragma(db, "application_id")
+            tables = sql.value(db, "SELECT count(*) FROM sqlite_master")
+            version = _pragma(db, "user_version")
+        finally:
+            db.close()
+    except (apsw.NotADBError, apsw.CorruptError, apsw.IOError) as error:
+        raise _damaged(location.path, error) from error
+    except (apsw.CantOpenError, apsw.PermissionsError, apsw.AuthError) as error:
+        raise DatabaseRefused(
+            f"{path} cannot be read ({error}); check its owner and mode"
+        ) from error
+    if mark != APPLICATION_ID and (tables or mark):
+        raise DatabaseRefused(
+            f"{path} is the database of another program and was left untouched; "
+            "give the server a DATABASE_URL of its own"
+        )
+    return version if mark == APPLICATION_ID else 0
+
+
+def _create(location: Location, steps: list[tuple[int, str]]) -> None:
+    """Create the schema in one transaction of a rollback journal.
+
+    So the file itself, not only its write-ahead log, says from the first moment whose it is.
+    """
+    try:
+        db = apsw.Connection(location.path)
+    except apsw.CantOpenError as error:
+        raise DatabaseRefused(
+            f"{location.path} cannot be created ({error}); does its folder exist, "
+            "and may the server write there?"
+        ) from error
+    try:
+        db.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        db.execute("PRAGMA synchronous=FULL")
+        _steps(db, steps)
+    except apsw.ReadOnlyError as error:
+        raise DatabaseRefused(f"{location.path} cannot be written ({error})") from error
+    finally:
+        db.close()
+
+
+def _upgrade(location: Location, version: int, steps: list[tuple[int, str]]) -> None:
+    db = connect(location)
+    try:
+        backup(db, f"{location.path}.before-{steps[-1][0]}")
+        _steps(db, [step for step in steps if step[0] > version])
+    finally:
+        db.close()
+
+
+def _steps(db: apsw.Connection, steps: list[tuple[int, str]]) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    for _, script in steps:
+        db.execute(script)
+    db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version={steps[-1][0]}")
+    db.execute("COMMIT")
+
+
+def backup(db: apsw.Connection, path: str, progress: Callable[[], None] = lambda: None) -> None:
+    """Copy a database that is in use to a new file, a few pages at a time."""
+    target = apsw.Connection(path)
+    try:
+        with target.backup("main", db, "main") as copy:
+            while not copy.done:
+                copy.step(256)
+                progress()
+    finally:
+        target.close()
+
+
+def _pragma(db: apsw.Connection, name: str) -> int:
+    return int(sql.value(db, f"PRAGMA {name}"))
+
+
+def _damaged(path: str, error: Exception) -> DatabaseRefused:
+    return DatabaseRefused(
+        f"{path} is damaged or no database at all ({error}) and was left untouched; "
+        "restore a backup, or move it away to begin anew"
+    )

@@ -1,0 +1,34 @@
+"""Log lines: an event name and fields, never a sentence with values in it; bodies and secrets never."""
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+LEVELS = {"debug": 10, "info": 20, "warn": 30, "warning": 30, "error": 40}
+
+
+def get_logger(name: str) -> Any:
+    """Return the logger of a module."""
+    return structlog.get_logger(module=name.removeprefix("orchestrator."))
+
+
+def configure(level: str, *, terminal: bool) -> None:
+    """Write log lines to standard error: coloured on a terminal, JSON otherwise."""
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.disable(logging.CRITICAL if LEVELS[level] > LEVELS["debug"] else logging.NOTSET)
