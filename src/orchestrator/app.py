@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import uvicorn
 
+import orchestrator
 from orchestrator.api import APISettings, create_app
 from orchestrator.api.protocol import HTTPProtocol
 from orchestrator.buses.local import LocalBus
@@ -39,9 +40,7 @@ _CUT_READERS_S = 1
 async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     """Open the store and everything behind the engine's ports; nothing runs yet."""
     world = RealWorld()
-    store = await open_store(
-        settings.database_url, world=world, watermark=settings.min_free_disk
-    )
+    store = await open_store(settings.database_url, world=world, watermark=settings.min_free_disk)
     try:
         loopback = settings.loopback
         egress = EgressGuard(allow=settings.egress_allow, loopback=loopback)
@@ -62,6 +61,21 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
         await store.close()
 
 
+def _engine_settings(settings: Settings) -> EngineSettings:
+    return EngineSettings(
+        agent_timeout_ms=settings.agent_timeout_ms,
+        first_byte_timeout_ms=settings.agent_first_byte_timeout_ms,
+        idle_timeout_ms=settings.agent_idle_timeout_ms,
+        run_max_ms=settings.run_max_ms,
+        max_open_runs=settings.max_open_runs,
+        max_run_bytes=settings.max_run_bytes,
+        drain_timeout_ms=settings.drain_timeout_ms,
+        retention_runs_ms=settings.retention_runs_ms,
+        retention_deltas_ms=settings.retention_deltas_ms,
+        base_url=settings.agent_base_url,
+    )
+
+
 async def serve(settings: Settings, *, beside: Beside | None = None) -> int:
     """Serve until SIGTERM, SIGINT or the word of `beside`; return the exit code.
 
@@ -71,11 +85,12 @@ async def serve(settings: Settings, *, beside: Beside | None = None) -> int:
     """
     with _listening(settings.http_host, settings.http_port) as sockets:
         async with open_engine(settings) as engine:
+            code = 1
             try:
-                return await _serve(engine, settings, sockets, beside)
+                code = await _serve(engine, settings, sockets, beside)
             except* StoreFailure as failures:
                 log.critical("store_failed", error=str(failures.exceptions[0]))
-                return 1
+            return code
 
 
 async def _serve(
@@ -97,8 +112,8 @@ async def _serve(
 async def _beside(
     beside: Beside | None, server: uvicorn.Server, settings: Settings, stop: "_Stop"
 ) -> None:
-    while not server.started:
-        await asyncio.sleep(0.005)
+    while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
+        await asyncio.sleep(0.005)  # the same
     log.info("listening", url=settings.public_url)
     code = await beside(settings.public_url) if beside is not None else None
     if code is not None:
@@ -146,6 +161,7 @@ class _Stop:
 
 def _uvicorn(engine: Engine, settings: Settings) -> uvicorn.Config:
     api = APISettings(
+        version=orchestrator.__version__,
         auth_mode=settings.auth_mode,
         public_url=settings.public_url,
         keep_alive_s=settings.keep_alive_ms / 1000,

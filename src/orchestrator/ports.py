@@ -1,4 +1,4 @@
-"""What the engine needs from outside, as protocols: the store, the bus, the clients, the guards, the world.
+"""What the engine needs from outside: the store, the bus, the clients, the guards, the world.
 
 `app.py` chooses the drivers; the contract suites in `testing/` say what each must keep to.
 """
@@ -9,17 +9,15 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
-from orchestrator.core.frames import Frame
 from orchestrator.core.events import Content, LogEvent
+from orchestrator.core.frames import Frame
 from orchestrator.core.ops import Op, Outcome
 from orchestrator.core.records import R, Run, Timer
 
 # ---------------------------------------------------------------- store
 
-Where: TypeAlias = tuple[
-    str, Literal["=", "!=", "<", "<=", ">", ">=", "in", "is", "has"], Any
-]
-"""One condition on a column: `in` takes a sequence, `is` takes None, `has` looks into a JSON list."""
+Where: TypeAlias = tuple[str, Literal["=", "!=", "<", "<=", ">", ">=", "in", "is", "has"], Any]
+"""A condition on a column: `in` takes a sequence, `is` None, `has` looks into a JSON list."""
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -69,9 +67,7 @@ class Store(Protocol):
         """Return how many records meet every condition."""
         ...
 
-    async def claim(
-        self, owner: str, limit: int, run_ids: Sequence[str] = ()
-    ) -> list[Claimed]:
+    async def claim(self, owner: str, limit: int, run_ids: Sequence[str] = ()) -> list[Claimed]:
         """Take up to `limit` runs that may run now, each with `epoch + 1`; `run_ids` narrows it.
 
         These are CREATED runs whose turn has come (a child at once; a root run when no earlier
@@ -89,10 +85,8 @@ class Store(Protocol):
         """Return timers whose time has come, earliest first."""
         ...
 
-    async def trim(
-        self, runs_before: int, deltas_before: int, limit: int = 100
-    ) -> Trimmed:
-        """Remove up to `limit` ended runs of before `runs_before` whole, deltas of others; 0 = none."""
+    async def trim(self, runs_before: int, deltas_before: int, limit: int = 100) -> Trimmed:
+        """Remove up to `limit` runs ended before `runs_before`, deltas of others; 0 = none."""
         ...
 
     async def backup(self, path: str) -> None:
@@ -168,9 +162,7 @@ class AgentCall(msgspec.Struct, frozen=True, kw_only=True):
 class AgentClient(Protocol):
     """One agent protocol."""
 
-    def open(
-        self, call: AgentCall
-    ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Frame]]]:
+    def open(self, call: AgentCall) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Frame]]]:
         """Invoke the agent; the context hands out batches of frames, one per wake-up.
 
         An empty batch is a sign of life (a comment). Entering returns when the answer's headers
@@ -192,12 +184,12 @@ class AgentProbe(Protocol):
     """Asks an agent how it is."""
 
     async def probe(self, endpoint: str, credential: str | None) -> ProbeAnswer:
-        """Ask `GET {endpoint}/health`; 404, 405 and 501 mean unknown. Never raises for a sick agent."""
+        """Ask `GET {endpoint}/health`; 404, 405, 501 mean unknown. A sick agent never raises."""
         ...
 
 
 class PushAnswer(msgspec.Struct, frozen=True):
-    """What the ingress said of a push: `batch` = lists welcome, `tails` = it reads the log itself."""
+    """What the ingress said: `batch` = lists are welcome, `tails` = it reads the log itself."""
 
     batch: bool = False
     tails: bool = False
@@ -222,7 +214,7 @@ class SecretBox(Protocol):
         ...
 
     def unseal(self, sealed: bytes, context: str) -> str:
-        """Return the secret; raises ValueError if it was sealed by another key or for another place."""
+        """Return the secret; raises ValueError if another key or another place sealed it."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Log lines: an event name and fields, never a sentence with values in it; bodies and secrets never."""
+"""Log lines: an event name and fields, never a sentence with values; bodies and secrets never."""
 
 import logging
 import sys

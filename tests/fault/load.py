@@ -1,4 +1,4 @@
-"""A load of runs on a real server process: agents that stream, callers, and readers that keep every byte."""
+"""A load on a real server process: agents that stream, callers, readers that keep every byte."""
 
 import asyncio
 import itertools
@@ -11,9 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-HEAD = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
-)
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 CUT = (OSError, EOFError, asyncio.IncompleteReadError, ValueError)
 """What a caller sees when the server dies under it."""
 

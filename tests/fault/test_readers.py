@@ -73,7 +73,7 @@ def hang_ups(request: pytest.FixtureRequest) -> int:
 async def test_readers_that_hang_up_at_random_see_the_log_exactly(
     start_server: Start, hang_ups: int
 ) -> None:
-    rnd = random.Random(3)  # noqa: S311  # a seeded test
+    rnd = random.Random(3)  # a seeded test
     server = await asyncio.to_thread(start_server)
     done = 0
     async with Agent(deltas=400, pause_s=0.005).serving() as agent_url:

@@ -1,4 +1,4 @@
-"""The small calls: a probe of an agent's health, a push to the ingress, and what Retry-After means."""
+"""The small calls: a probe of an agent's health, a push to the ingress, what Retry-After means."""
 
 from typing import Any
 

@@ -181,7 +181,7 @@ def test_the_request_is_the_contracts() -> None:
         messages=[{"role": "user", "content": "earlier"}],
         context={"user_id": "u1"},
         credential="secret",
-        run_token="rt_1",  # noqa: S106  # not a secret
+        run_token="rt_1",
     )
     assert headers == {
         "Content-Type": "application/json",

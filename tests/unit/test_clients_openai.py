@@ -49,7 +49,6 @@ def test_a_stream_of_chunks_becomes_deltas_and_done() -> None:
 def test_done_needs_no_finish_reason_and_a_finish_reason_no_done() -> None:
     assert decoded(chunk("a") + b"data: [DONE]\n\n") == [Delta("a"), Done()]
     assert decoded(chunk("a", "length", usage=USAGE)) == [Delta("a"), Done(usage=USAGE)]
-    assert decoded(chunk("a") + b"data: [DONE]") == [Delta("a"), Done()]
 
 
 def test_a_stream_that_just_stops_is_not_done() -> None:

@@ -109,9 +109,7 @@ ACCEPT = Accept(message_id="m", role="user", content="hello")
 ASKED = Invocation(run_id="run_1", role="user", content="hello")
 
 
-def test_acceptance_writes_the_session_the_question_and_the_clock_with_the_run() -> (
-    None
-):
+def test_acceptance_writes_the_session_the_question_and_the_clock_with_the_run() -> None:
     op = accept(RUN, ACCEPT, _mint(), ASKED)
     kinds = [type(w.record) for w in op.writes if isinstance(w, Insert)]
     assert kinds == [Invocation, Timer, Session, Message]
@@ -128,9 +126,7 @@ def test_a_child_leaves_the_transcript_alone() -> None:
     done = Complete(message_id="m2", final_message="hi", usage={})
     ended, _ = project(running, done, 5, _mint())
     assert ended is not None
-    touched = [
-        getattr(w, "kind", None) or type(w.record) for w in (*op.writes, *ended.writes)
-    ]  # type: ignore[union-attr]
+    touched = [getattr(w, "kind", None) or type(w.record) for w in (*op.writes, *ended.writes)]  # type: ignore[union-attr]
     assert Message not in touched
     assert Session not in touched
 
@@ -144,9 +140,7 @@ def test_a_message_takes_its_place_when_its_run_leaves_created() -> None:
 
 def test_the_end_of_a_run_stops_its_clocks_and_frees_its_owner() -> None:
     run = msgspec.structs.replace(RUN, status=RunState.RUNNING, owner="me")
-    op, after = project(
-        run, Complete(message_id="m2", final_message="hi", usage={}), 5, _mint()
-    )
+    op, after = project(run, Complete(message_id="m2", final_message="hi", usage={}), 5, _mint())
     assert op is not None
     assert Delete(Timer, ("run_1",)) in op.writes
     assert op.changes["owner"] is None

@@ -1,4 +1,4 @@
-"""What the secret box promises: unreadable, unalterable, bound to its place, and keys can change."""
+"""The secret box: what it keeps is unreadable, unalterable and bound; its keys can change."""
 
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +10,7 @@ from orchestrator.core.errors import SettingsInvalid
 from orchestrator.guards.secretbox import Box, keys_in, open_box
 
 OLD, NEW = "o" * 32, "n" * 32
-SECRET = "a planted canary"  # noqa: S105  # not a secret
+SECRET = "a planted canary"
 
 
 def test_what_is_sealed_can_be_read_again_and_only_here() -> None:

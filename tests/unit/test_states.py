@@ -49,9 +49,7 @@ def _parsed(text: str) -> set[tuple[str, str]]:
     [(RUN, RUN_EDGES), (TOOL_CALL, TOOL_CALL_EDGES), (APPROVAL, APPROVAL_EDGES)],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_every_edge_is_the_contracts_and_none_is_missing(
-    machine: Machine, text: str
-) -> None:
+def test_every_edge_is_the_contracts_and_none_is_missing(machine: Machine, text: str) -> None:
     moves = {(str(a or "∅"), str(b)) for a, _, b in machine.edges() if a != b}
     assert moves == _parsed(text)
 
@@ -67,9 +65,7 @@ def test_every_trigger_is_an_event_of_the_catalogue(machine: Machine) -> None:
 
 
 def test_nothing_leaves_a_terminal_state_and_only_terminal_events_enter_one() -> None:
-    entering = {
-        event for a, (event, _), b in RUN.edges() if b in ENDED and a not in ENDED
-    }
+    entering = {event for a, (event, _), b in RUN.edges() if b in ENDED and a not in ENDED}
     assert entering == TERMINAL
-    assert ENDED | OPEN == {b for _, _, b in RUN.edges()}
+    assert {b for _, _, b in RUN.edges()} == ENDED | OPEN
     assert PAUSED < OPEN

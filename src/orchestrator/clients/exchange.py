@@ -24,7 +24,7 @@ class ExchangeFailed(Exception):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What to send; `timeout_s` bounds the whole exchange, None leaves that to the caller's clock."""
+    """What to send; `timeout_s` bounds the whole exchange, None leaves that to the caller."""
 
     method: str = "POST"
     url: str
@@ -46,7 +46,7 @@ class Answer(Protocol):
         ...
 
     async def read(self) -> bytes:
-        """Return the next bytes of the body as sent, b"" at its clean end; raises ExchangeFailed."""
+        """Return the body's next bytes as sent, b"" at its clean end; raises ExchangeFailed."""
         ...
 
 

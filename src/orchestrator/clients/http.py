@@ -1,13 +1,14 @@
-"""Carries exchanges over aiohttp: guarded dials, one pool, no redirects, proxies, cookies or codings."""
+"""Carries exchanges over aiohttp: guarded dials, one pool, no redirects, proxies or cookies."""
 
 import asyncio
+import io
 import ipaddress
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, cast
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -48,7 +49,8 @@ class HTTPClient:
             limit=0,
         )
         loop = asyncio.get_running_loop()
-        connector._factory = partial(_Abrupt, loop=loop)  # noqa: SLF001  # there is no other door
+        abrupt = cast("partial[ResponseHandler]", partial(_Abrupt, loop=loop))
+        connector._factory = abrupt  # noqa: SLF001  # no other door
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -61,7 +63,7 @@ class HTTPClient:
             max_field_size=HEADER_BYTES,
             max_headers=HEADERS,
         )
-        self._session._retry_connection = False  # noqa: SLF001  # aiohttp would send a GET twice
+        self._session._retry_connection = False  # noqa: SLF001  # a GET would go twice
         return self
 
     async def __aexit__(
@@ -96,7 +98,7 @@ class HTTPClient:
             request.method,
             request.url,
             headers=request.headers,
-            data=request.body,
+            data=_sendable(request.body),
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(total=request.timeout_s, connect=DIAL_S),
         )
@@ -137,14 +139,21 @@ class _Answer:
 
     def _unread(self) -> bytes:
         """Return what came before the break: aiohttp keeps it to itself, but it was said."""
-        return b"".join(self._response.content._buffer)  # noqa: SLF001
+        return b"".join(self._response.content._buffer)  # noqa: SLF001  # no other door
 
 
 class _Abrupt(ResponseHandler):
-    """A connection that is given up at once: no waiting for a peer that does not read or say bye."""
+    """A connection that is given up at once, without a word to a peer that may not be reading."""
 
     def close(self) -> None:
         self.abort()
+
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        """Tell the body's reader too: aiohttp lets it wait for ever after a malformed chunk."""
+        super().set_exception(exc, *cause)
+        body = self._payload
+        if body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(aiohttp.ClientPayloadError(str(exc)))
 
 
 class _JudgingResolver(AbstractResolver):
@@ -180,6 +189,11 @@ class _JudgingResolver(AbstractResolver):
         """Hold nothing."""
 
 
+def _sendable(body: bytes | None) -> bytes | io.BytesIO | None:
+    """Return a body as aiohttp sends it: a large one piece by piece, as fast as it is read."""
+    return io.BytesIO(body) if body is not None and len(body) > BUFFER else body
+
+
 def _is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
@@ -206,7 +220,8 @@ def _diagnose(error: Exception, url: str) -> ExchangeFailed:
             return ExchangeFailed("hung_up", f"{_origin(url)} did not answer in time")
         case aiohttp.InvalidURL() | ValueError():
             return ExchangeFailed("refused", f"the request cannot be sent: {_said(error)}")
-    return ExchangeFailed("hung_up", f"{_origin(url)} hung up: {_said(error)}")
+        case _:
+            return ExchangeFailed("hung_up", f"{_origin(url)} hung up: {_said(error)}")
 
 
 def _said(error: Exception) -> str:

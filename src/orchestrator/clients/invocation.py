@@ -1,7 +1,8 @@
 """One invocation of an agent, whatever its protocol: ask, check the answer, hand out its frames."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from http import HTTPStatus
 from typing import Final, NoReturn, Protocol
 
 from orchestrator.clients.exchange import (
@@ -45,7 +46,7 @@ class Dialect(Protocol):
         ...
 
     def decoder(self, media_type: str) -> Decoder | None:
-        """Return a decoder for an answer of that type, None where the protocol does not allow it."""
+        """Return a decoder for an answer of that type, None where the protocol has none."""
         ...
 
 
@@ -66,12 +67,14 @@ class AgentHTTP:
 
     @asynccontextmanager
     async def _open(self, call: AgentCall) -> AsyncIterator[AsyncIterator[Sequence[Frame]]]:
-        with _as_agent_failure():
+        try:
             async with self._http.open(self._dialect.request(call)) as answer:
                 yield FrameStream(answer, await self._accept(answer))
+        except ExchangeFailed as error:
+            raise _failure_of(error) from error
 
     async def _accept(self, answer: Answer) -> Decoder:
-        if answer.status != 200:  # noqa: PLR2004  # the one status the contract knows
+        if answer.status != HTTPStatus.OK:
             raise await refusal(answer)
         coding = answer.header("Content-Encoding").strip().lower()
         if coding not in ("", "identity"):
@@ -84,7 +87,7 @@ class AgentHTTP:
 
 
 class FrameStream:
-    """The frames of one answer, one batch per piece of it that arrives; ends after an ending frame."""
+    """The frames of one answer, a batch for each piece of it; ends after an ending frame."""
 
     def __init__(self, answer: Answer, decoder: Decoder) -> None:
         self._answer = answer
@@ -100,16 +103,20 @@ class FrameStream:
             raise self._failure
         if self._over:
             raise StopAsyncIteration
-        with _as_agent_failure():
+        try:
             data = await self._answer.read()
+        except ExchangeFailed as error:
+            raise _failure_of(error) from error
         self._over = not data
-        batch = self._take(self._decoder.feed(data) if data else self._decoder.close())
+        batch, self._failure = self._take(
+            self._decoder.feed(data) if data else self._decoder.close()
+        )
         if self._failure is not None and not batch:
             raise self._failure
         return batch
 
-    def _take(self, frames: Iterator[Frame]) -> list[Frame]:
-        """Return the frames before an ending or a failure; what came before a failure still counts."""
+    def _take(self, frames: Iterator[Frame]) -> tuple[list[Frame], AgentFailure | None]:
+        """Return the frames up to an ending or a failure: what came before it still counts."""
         batch: list[Frame] = []
         try:
             for frame in frames:
@@ -118,17 +125,13 @@ class FrameStream:
                     self._over = True
                     break
         except AgentFailure as failure:
-            self._failure = failure
-        return batch
+            return batch, failure
+        return batch, None
 
 
-@contextmanager
-def _as_agent_failure() -> Iterator[None]:
-    try:
-        yield
-    except ExchangeFailed as error:
-        code, retryable = _CODES[error.trouble]
-        raise AgentFailure(code, error.message, retryable=retryable) from error
+def _failure_of(error: ExchangeFailed) -> AgentFailure:
+    code, retryable = _CODES[error.trouble]
+    return AgentFailure(code, error.message, retryable=retryable)
 
 
 def _reject(message: str) -> NoReturn:

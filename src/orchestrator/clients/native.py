@@ -73,7 +73,7 @@ class NativeDecoder:
 
 
 def events_in(parser: SSEParser, data: bytes) -> list[SSEEvent]:
-    """Return the events that `data`, or with b"" the end, completes; too long a line is a failure."""
+    """Return the events that `data` completes, or with b"" the end; raises AgentFailure."""
     try:
         return parser.feed(data) if data else parser.close()
     except LineTooLong as error:
@@ -82,7 +82,7 @@ def events_in(parser: SSEParser, data: bytes) -> list[SSEEvent]:
 
 
 def frame_of(event: SSEEvent) -> fr.Frame:
-    """Return the frame an event stands for; raises AgentFailure when one of the five is malformed."""
+    """Return the frame of an event; raises AgentFailure when one of the five is malformed."""
     make = _FRAMES.get(event.event)
     return make(event.data) if make is not None else _other(event)
 

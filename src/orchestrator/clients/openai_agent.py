@@ -20,7 +20,7 @@ _VERSIONED: Final = re.compile(r"/v\d+\Z")
 
 
 class OpenAIAgent:
-    """The dialect of `protocol: openai`; the endpoint may end before or after `/v1`, or be whole."""
+    """The dialect of `protocol: openai`; the endpoint may end before or after `/v1`."""
 
     def request(self, call: AgentCall) -> Request:
         """Return a streaming chat completion; `model` is `context.model`, else the agent's name."""
@@ -59,7 +59,7 @@ class ChunkDecoder:
             yield from self._frames(event)
 
     def close(self) -> Iterator[Frame]:
-        """Yield Done when a finish reason was seen, as servers without `[DONE]` end; else `agent_eof`."""
+        """Yield Done if a finish reason was seen: some send no `[DONE]`; else raise `agent_eof`."""
         for event in events_in(self._parser, b""):
             yield from self._frames(event)
         if not self._finished:

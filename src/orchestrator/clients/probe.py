@@ -1,5 +1,6 @@
 """Asks an agent how it is."""
 
+from http import HTTPStatus
 from typing import Any, Final
 
 from orchestrator.clients.exchange import HTTP, Answer, ExchangeFailed, Request, read_all
@@ -20,7 +21,7 @@ class HTTPProbe:
         self._http = http
 
     async def probe(self, endpoint: str, credential: str | None) -> ProbeAnswer:
-        """Ask `GET {endpoint}/health`; 404, 405 and 501 mean unknown. Never raises for a sick agent."""
+        """Ask `GET {endpoint}/health`; 404, 405, 501 mean unknown. A sick agent raises nothing."""
         wanted = {"Accept": "application/json"}
         if credential:
             wanted["Authorization"] = f"Bearer {credential}"
@@ -36,7 +37,7 @@ class HTTPProbe:
 async def _judge(answer: Answer) -> ProbeAnswer:
     if answer.status in _NO_ROUTE:
         return ProbeAnswer("unknown")
-    if answer.status != 200:  # noqa: PLR2004  # the one status the contract knows
+    if answer.status != HTTPStatus.OK:
         return ProbeAnswer("unhealthy")
     return _described(await read_all(answer, BODY_MAX))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Final
 
 import msgspec
@@ -37,7 +38,7 @@ class IngressPush:
         )
         try:
             async with self._http.open(request) as answer:
-                if answer.status != 200:  # noqa: PLR2004  # the one status the contract knows
+                if answer.status != HTTPStatus.OK:
                     raise Unavailable(f"the ingress did not take it: {answer.status}")
                 return await _taken(answer)
         except ExchangeFailed as error:

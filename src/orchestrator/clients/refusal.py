@@ -11,15 +11,17 @@ from orchestrator.core.errors import AgentFailure
 BODY_MAX: Final = 2048
 """Bytes of the body that are kept."""
 _BODY_S: Final = 5.0
+_REDIRECTS: Final = range(300, 400)
+_SERVER_ERRORS: Final = range(500, 600)
 _WORTH_REPEATING: Final = frozenset({408, 425, 429})
 
 
 async def refusal(answer: Answer) -> AgentFailure:
-    """Return the failure for an answer that is not 200; reads at most 2 KiB of it, for at most 5 s."""
+    """Return the failure for an answer that is not 200; reads 2 KiB of it for 5 s at most."""
     status = answer.status
     said = printable(await _beginning(answer))
     message = f"the agent answered {status}" + (f": {said}" if said else "")
-    if 300 <= status < 400:  # noqa: PLR2004
+    if status in _REDIRECTS:
         target = printable(answer.header("Location").encode()[:200])
         message = (
             f"the agent answered {status} to {target or 'nowhere'}; redirects are not followed"
@@ -27,7 +29,7 @@ async def refusal(answer: Answer) -> AgentFailure:
     return AgentFailure(
         "agent_status",
         message,
-        retryable=status >= 500 or status in _WORTH_REPEATING,  # noqa: PLR2004
+        retryable=status in _SERVER_ERRORS or status in _WORTH_REPEATING,
         retry_after_ms=retry_after_ms(answer.header("Retry-After"), answer.header("Date")),
     )
 

@@ -3,9 +3,7 @@
 from orchestrator.core.records import Retry
 
 
-def delay_ms(
-    retry: Retry, attempt: int, noise: float, at_least: int | None = None
-) -> int:
+def delay_ms(retry: Retry, attempt: int, noise: float, at_least: int | None = None) -> int:
     """Return the milliseconds to wait after `attempt` (from 1) failed.
 
     The wait doubles with each attempt up to `max_backoff_ms`; `noise` in [0, 1) spreads it over

@@ -76,9 +76,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     payload: ev.Payload
 
 
-Command: TypeAlias = (
-    Accept | Begin | Repeat | Complete | Fail | Cancel | Pause | Resume | Record
-)
+Command: TypeAlias = Accept | Begin | Repeat | Complete | Fail | Cancel | Pause | Resume | Record
 
 
 def decide(run: Run, command: Command) -> tuple[ev.Payload, ...]:
@@ -92,7 +90,7 @@ def decide(run: Run, command: Command) -> tuple[ev.Payload, ...]:
     return payloads
 
 
-def _proposed(run: Run, command: Command) -> tuple[ev.Payload, ...]:
+def _proposed(run: Run, command: Command) -> tuple[ev.Payload, ...]:  # noqa: C901, PLR0911  # an arm each
     match command:
         case Accept():
             return _accepted(run, command)
@@ -111,9 +109,7 @@ def _proposed(run: Run, command: Command) -> tuple[ev.Payload, ...]:
         case Pause(state=state):
             return () if run.status is state else (ev.RunPaused(state=state),)
         case Resume():
-            return (
-                (ev.RunResumed(state=RunState.RUNNING),) if run.status in PAUSED else ()
-            )
+            return (ev.RunResumed(state=RunState.RUNNING),) if run.status in PAUSED else ()
         case Record(payload=payload):
             return (payload,)
 

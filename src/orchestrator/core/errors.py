@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 
 
 class OrchestratorError(Exception):
-    """An error with a stable `code`, an HTTP `status` and, where it helps, machine-readable `details`."""
+    """An error with a stable `code`, an HTTP `status` and, where they help, `details`."""
 
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
@@ -191,8 +191,8 @@ class AgentFailure(OrchestratorError):
         retry_after_ms: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.code = code  # type: ignore[misc]  # an agent may end a run with a code of its own
-        self.retryable = retryable  # type: ignore[misc]
+        self.code = code  # type: ignore[misc]  # an agent may have a code of its own
+        self.retryable = retryable  # type: ignore[misc]  # the same: decided per failure
         self.retry_after_ms = retry_after_ms
 
 
@@ -209,7 +209,7 @@ class SettingsInvalid(StartRefused):
 
 
 class DatabaseRefused(StartRefused):
-    """The database is foreign, newer, corrupt, in use or of an unknown kind; it is left untouched."""
+    """The database is foreign, newer, corrupt, in use or unknown; it is left untouched."""
 
     code = "database_refused"
 

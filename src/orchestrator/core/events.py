@@ -234,9 +234,7 @@ class ApprovalDecision(Payload, frozen=True, kw_only=True):
     decided_by: str | None = None
 
 
-CATALOGUE: Final[dict[str, type[Payload]]] = {
-    cls.type: cls for cls in Payload.__subclasses__()
-}
+CATALOGUE: Final[dict[str, type[Payload]]] = {cls.type: cls for cls in Payload.__subclasses__()}
 TERMINAL: Final = frozenset({"run_done", "run_failed", "run_cancelled"})
 DELTAS: Final = frozenset(
     {

@@ -16,7 +16,7 @@ _PAIR_INDEX: Final = {pair: index for index, pair in enumerate(_PAIRS)}
 
 
 def mint(prefix: str, ts: int, noise: bytes, shard: str) -> str:
-    """Return a new id: `ts` in milliseconds UTC, `noise` of 10 random bytes, `shard` of 2 characters."""
+    """Return a new id from milliseconds UTC, 10 random bytes and a shard of 2 characters."""
     bits = (ts << 80) | int.from_bytes(noise, "big")
     pairs = (_PAIRS[(bits >> shift) & 1023] for shift in range(120, -1, -10))
     return f"{prefix}_{''.join(pairs)}{shard}"

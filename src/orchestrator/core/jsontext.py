@@ -1,4 +1,4 @@
-"""JSON as others write it: what msgspec would trip over is mended or refused, with a short reason."""
+"""JSON as others write it: what msgspec would trip over is mended, or refused with a reason."""
 
 import re
 from itertools import accumulate
@@ -7,10 +7,11 @@ from typing import Any, Final, TypeVar, overload
 import msgspec
 
 NESTING_MAX: Final = 256
-"""How deep a value may be nested: what is decoded here can be encoded from any depth of the stack."""
+"""How deep a value may nest: what is decoded here can be encoded at any depth of the stack."""
 
 _REASON: Final = 200
-_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+# An unclosed string counts to the end, so that no byte is looked at twice.
+_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _STEPS: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _OTHERS: Final = bytes(set(range(256)) - _STEPS.keys())
 _HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -37,7 +38,7 @@ def decode(raw: bytes | str, type: Any = Any) -> Any:  # noqa: A002  # msgspec's
         text = clean_surrogates(raw.encode() if isinstance(raw, str) else raw)
         _check_nesting(text)
         return msgspec.json.decode(text, type=type)
-    except UnicodeError as error:
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise MalformedJSON(f"the text is not valid UTF-8 ({error.reason})") from error
     except msgspec.DecodeError as error:
         raise MalformedJSON(_reason(error, len(raw))) from error

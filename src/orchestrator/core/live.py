@@ -54,9 +54,7 @@ def _fields(payload: ev.Payload) -> dict[str, Any] | None:
         case ev.RunPaused(state=state) | ev.RunResumed(state=state):
             return {"type": "state", "state": state, "detail": None}
         case ev.UserInput(queued=queued):
-            return (
-                {"type": "state", "state": "queued", "detail": None} if queued else None
-            )
+            return {"type": "state", "state": "queued", "detail": None} if queued else None
         case ev.AgentInvokeRetrying(discard_from_seq=seq):
             return {
                 "type": "state",

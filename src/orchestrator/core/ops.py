@@ -43,7 +43,7 @@ class Patch(msgspec.Struct, frozen=True):
 
 
 class Delete(msgspec.Struct, frozen=True):
-    """Delete the records whose key begins with `key`; with `required`, finding none refuses the op."""
+    """Delete the records whose key begins with `key`; with `required`, none refuses the op."""
 
     kind: type[Record]
     key: tuple[Any, ...]

@@ -124,9 +124,7 @@ def _answer(run: Run, command: Complete, ts: int) -> Message:
 
 def _changes(before: Run, after: Run) -> dict[str, object]:
     fields = (f for f in before.__struct_fields__ if f not in _FIXED)
-    return {
-        f: getattr(after, f) for f in fields if getattr(after, f) != getattr(before, f)
-    }
+    return {f: getattr(after, f) for f in fields if getattr(after, f) != getattr(before, f)}
 
 
 def _rows(before: Run, after: Run, command: Command, ts: int) -> tuple[Write, ...]:
@@ -136,9 +134,7 @@ def _rows(before: Run, after: Run, command: Command, ts: int) -> tuple[Write, ..
             writes.append(Patch(Message, (before.message_id,), {"pos": NEXT}))
         if isinstance(command, Complete) and command.final_message:
             writes.append(Insert(_answer(before, command, ts)))
-        writes.append(
-            Patch(Session, (before.tenant, before.session_id), {"updated_at": ts})
-        )
+        writes.append(Patch(Session, (before.tenant, before.session_id), {"updated_at": ts}))
     if after.status in ENDED:
         writes.append(Delete(Timer, (before.run_id,)))
     return tuple(writes)

@@ -27,7 +27,7 @@ class Session(Record, frozen=True, kw_only=True):
     """A conversation; `pos` is the last position given to one of its messages."""
 
     TABLE = "sessions"
-    KEY = ("tenant", "session_id")
+    KEY: ClassVar[tuple[str, ...]] = ("tenant", "session_id")
     tenant: str
     session_id: str
     user_id: str | None = None
@@ -40,7 +40,7 @@ class Message(Record, frozen=True, kw_only=True):
     """A line of a transcript. A message whose run is still CREATED has a `pos` above `PENDING`."""
 
     TABLE = "messages"
-    KEY = ("message_id",)
+    KEY: ClassVar[tuple[str, ...]] = ("message_id",)
     message_id: str
     tenant: str
     session_id: str
@@ -71,7 +71,7 @@ class Run(Record, frozen=True, kw_only=True):
     """
 
     TABLE = "runs"
-    KEY = ("run_id",)
+    KEY: ClassVar[tuple[str, ...]] = ("run_id",)
     key: int = 0
     run_id: str
     tenant: str
@@ -105,7 +105,7 @@ class Invocation(Record, frozen=True, kw_only=True):
     """What a run was asked: kept beside the run so that lists of runs stay light."""
 
     TABLE = "invocations"
-    KEY = ("run_id",)
+    KEY: ClassVar[tuple[str, ...]] = ("run_id",)
     run_id: str
     role: str
     content: Content
@@ -114,9 +114,7 @@ class Invocation(Record, frozen=True, kw_only=True):
     timeout_ms: int | None = None
 
 
-class Timeouts(
-    msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True
-):
+class Timeouts(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """An agent's own clocks in milliseconds; None takes the server's setting."""
 
     invoke_ms: int | None = None
@@ -124,9 +122,7 @@ class Timeouts(
     idle_ms: int | None = None
 
 
-class Retry(
-    msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True
-):
+class Retry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """How often a failed invocation is repeated, and how long it waits before that.
 
     The delay doubles from `backoff_ms` up to `max_backoff_ms`. `codes` limits retries to those
@@ -143,7 +139,7 @@ class Agent(Record, frozen=True, kw_only=True):
     """A registered agent. `auth` is sealed by the secret box and never served."""
 
     TABLE = "agents"
-    KEY = ("tenant", "agent_id")
+    KEY: ClassVar[tuple[str, ...]] = ("tenant", "agent_id")
     tenant: str
     agent_id: str
     name: str
@@ -168,7 +164,7 @@ class IdempotencyKey(Record, frozen=True, kw_only=True):
     """A caller's key: `digest` is the hash of what it came with, `ref` what it led to."""
 
     TABLE = "idempotency_keys"
-    KEY = ("tenant", "scope", "key")
+    KEY: ClassVar[tuple[str, ...]] = ("tenant", "scope", "key")
     tenant: str
     scope: str
     key: str
@@ -182,7 +178,7 @@ class Timer(Record, frozen=True, kw_only=True):
     """A deadline of a run, fired by whoever deletes it first."""
 
     TABLE = "timers"
-    KEY = ("run_id", "kind")
+    KEY: ClassVar[tuple[str, ...]] = ("run_id", "kind")
     run_id: str
     kind: str
     due_at: int
@@ -192,7 +188,7 @@ class Lease(Record, frozen=True, kw_only=True):
     """A replica's claim to be alive until `expires_at`."""
 
     TABLE = "leases"
-    KEY = ("owner",)
+    KEY: ClassVar[tuple[str, ...]] = ("owner",)
     owner: str
     expires_at: int
 
@@ -201,7 +197,7 @@ class Cursor(Record, frozen=True, kw_only=True):
     """How far a follower has come in a run's log."""
 
     TABLE = "cursors"
-    KEY = ("follower", "run_id")
+    KEY: ClassVar[tuple[str, ...]] = ("follower", "run_id")
     follower: str
     run_id: str
     seq: int
@@ -212,7 +208,7 @@ class Blob(Record, frozen=True, kw_only=True):
     """Bytes kept under a name, outside the rows that lists read."""
 
     TABLE = "blobs"
-    KEY = ("name",)
+    KEY: ClassVar[tuple[str, ...]] = ("name",)
     name: str
     data: bytes
     created_at: int

@@ -69,9 +69,7 @@ class Machine(NamedTuple, Generic[S]):
 
     def terminal(self) -> frozenset[S]:
         """Return the states nothing leads out of."""
-        reached = {
-            s for edges in self.table.values() for path in edges.values() for s in path
-        }
+        reached = {s for edges in self.table.values() for path in edges.values() for s in path}
         return frozenset(s for s in reached if not self.table.get(s))
 
     def edges(self) -> list[tuple[S | None, Trigger, S]]:
@@ -125,19 +123,13 @@ def _run_table() -> dict[RunState | None, dict[Trigger, Path[RunState]]]:
             **ends,
         },
         s.PAUSED_WAITING_TOOL: paused(s.PAUSED_WAITING_TOOL, s.PAUSED_WAITING_APPROVAL),
-        s.PAUSED_WAITING_APPROVAL: paused(
-            s.PAUSED_WAITING_APPROVAL, s.PAUSED_WAITING_TOOL
-        ),
+        s.PAUSED_WAITING_APPROVAL: paused(s.PAUSED_WAITING_APPROVAL, s.PAUSED_WAITING_TOOL),
     }
 
 
-def _tool_call_table() -> dict[
-    ToolCallState | None, dict[Trigger, Path[ToolCallState]]
-]:
+def _tool_call_table() -> dict[ToolCallState | None, dict[Trigger, Path[ToolCallState]]]:
     s = ToolCallState
-    cancelled: dict[Trigger, Path[ToolCallState]] = {
-        ("tool_result", s.CANCELLED): (s.CANCELLED,)
-    }
+    cancelled: dict[Trigger, Path[ToolCallState]] = {("tool_result", s.CANCELLED): (s.CANCELLED,)}
     executing: dict[Trigger, Path[ToolCallState]] = {
         ("tool_result", s.SUCCEEDED): (s.SUCCEEDED,),
         ("tool_result", s.FAILED): (s.FAILED,),
@@ -213,9 +205,7 @@ STREAMED: Final = (
 )
 """Events that are legal while a run is RUNNING or PAUSED and leave its state alone."""
 
-RUN: Final = Machine(
-    "run", _run_table(), {"run_paused": "state", "run_resumed": "state"}
-)
+RUN: Final = Machine("run", _run_table(), {"run_paused": "state", "run_resumed": "state"})
 TOOL_CALL: Final = Machine(
     "tool_call",
     _tool_call_table(),
@@ -227,14 +217,10 @@ TOOL_CALL: Final = Machine(
         "approval_decision": "decision",
     },
 )
-APPROVAL: Final = Machine(
-    "approval", _approval_table(), {"approval_decision": "decision"}
-)
+APPROVAL: Final = Machine("approval", _approval_table(), {"approval_decision": "decision"})
 
 OPEN: Final = frozenset(s for s in RunState if RUN.table.get(s))
 ENDED: Final = RUN.terminal()
-PAUSED: Final = frozenset(
-    {RunState.PAUSED_WAITING_TOOL, RunState.PAUSED_WAITING_APPROVAL}
-)
+PAUSED: Final = frozenset({RunState.PAUSED_WAITING_TOOL, RunState.PAUSED_WAITING_APPROVAL})
 HOLDS_SESSION: Final = OPEN - PAUSED
 """States in which a root run keeps later runs of its session waiting."""

@@ -37,9 +37,7 @@ def content(value: Any, field: str = "input_message.content") -> Content:
         raise InvalidRequest(f"{field} is required")
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and all(
-        isinstance(p, dict) and _is_part(p) for p in value
-    ):
+    if isinstance(value, list) and all(isinstance(p, dict) and _is_part(p) for p in value):
         return value
     raise InvalidRequest(
         f'{field} must be a string or a list of parts such as {{"type":"text","text":"…"}}'
@@ -53,9 +51,7 @@ def labels(value: dict[str, str] | None) -> dict[str, str]:
         raise InvalidRequest(f"labels may have {LABELS_MAX} entries, not {len(found)}")
     for key, text in found.items():
         if max(len(key), len(text)) > LABEL_LENGTH:
-            raise InvalidRequest(
-                f"label {key[:40]!r} is over {LABEL_LENGTH} characters"
-            )
+            raise InvalidRequest(f"label {key[:40]!r} is over {LABEL_LENGTH} characters")
     return found
 
 

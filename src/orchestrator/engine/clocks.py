@@ -17,7 +17,7 @@ _SENTENCES = {
 
 
 class Stopped(Exception):  # not an error: somebody threw the switch
-    """The invocation was stopped from outside; `reason` is `ended`, `drain` or `fenced`."""
+    """The invocation was stopped from outside: `ended`, `drain` or `fenced`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -45,7 +45,7 @@ class Switch:
 
 
 class Clocks:
-    """A context in which one invocation lives: its own time, the silence before and between bytes."""
+    """The context of one invocation: its whole time, the silence before and between bytes."""
 
     def __init__(self, switch: Switch, limits: dict[str, int | None]) -> None:
         self._switch = switch
@@ -112,7 +112,7 @@ class Clocks:
 def limits_of(
     settings: EngineSettings, timeouts: Timeouts, wanted_ms: int | None
 ) -> dict[str, int | None]:
-    """Return the clocks of an invocation: the agent's own before the server's; the caller may shorten."""
+    """Return an invocation's clocks: the agent's before the server's; the caller may shorten."""
     whole = timeouts.invoke_ms or settings.agent_timeout_ms
     return {
         "agent_timeout": min(whole, wanted_ms) if wanted_ms else whole,

@@ -107,7 +107,7 @@ class Dispatcher:
             return
 
     async def _hinted(self) -> list[str]:
-        """Return the runs that may just have become ready: new ones, and the next of freed sessions.
+        """Return runs that may just have become ready: new ones, the next of freed sessions.
 
         What does not fit is found by the next scan of everything.
         """

@@ -17,6 +17,7 @@ from orchestrator.core.errors import (
     InvalidRequest,
     QueueFull,
     RunNotActive,
+    RunNotFound,
     Unsupported,
 )
 from orchestrator.core.events import AgentCalledChild, Content
@@ -109,6 +110,8 @@ class Intake:
         if request.parent_run_id is None:
             return None
         parent = await self._ledger.load(request.parent_run_id)
+        if parent.tenant != request.tenant:
+            raise RunNotFound(f"run {parent.run_id} not found")
         if parent.status not in OPEN or parent.attempt == 0:
             raise RunNotActive(
                 f"run {parent.run_id} is {parent.status}; only a run whose agent is at work can "

@@ -1,4 +1,4 @@
-"""The one way into the log: load, decide, commit, publish, and try again when somebody was faster."""
+"""The one way into the log: load, decide, commit, publish; again when somebody was faster."""
 
 from collections.abc import Callable, Iterable
 
@@ -51,7 +51,7 @@ class Ledger:
         return run
 
     async def create(self, run: Run, op: Op) -> Outcome:
-        """Commit the acceptance of `run`; a refusal (a key that is taken) is returned, not raised."""
+        """Commit the acceptance of `run`; a refusal (a taken key) is returned, not raised."""
         outcome = (await self.store.commit(op))[0]
         if isinstance(outcome, Committed):
             self.open_runs += 1

@@ -16,7 +16,6 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     retention_runs_ms: int | None = None
     retention_deltas_ms: int | None = None
     base_url: str = "http://localhost:8080"
-    push: bool = False
 
 
 TRANSCRIPT_MESSAGES = 50

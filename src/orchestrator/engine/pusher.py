@@ -121,7 +121,7 @@ class Pusher:
             track.ended_at = run.ended_at if run is not None else self._world.now()
 
     def _start(self, tasks: asyncio.TaskGroup) -> None:
-        """Start delivering what is behind; while the ingress is away, one run only and not too often."""
+        """Start delivering what is behind; while the ingress is away, one run at a time."""
         if not self._up and self._world.monotonic() < self._retry_at:
             return
         for track in self._tracks.values():

@@ -141,7 +141,7 @@ class Registry:
 
 
 def health(agent: Agent, now: int) -> str:
-    """Return `draining`, `healthy`, `unhealthy`, or `unknown` for one that never sent a heartbeat."""
+    """Return `draining`, `healthy`, `unhealthy`; `unknown` without any heartbeat ever."""
     if agent.draining:
         return "draining"
     if agent.last_heartbeat is None:

@@ -49,7 +49,7 @@ class Attempt(msgspec.Struct):
 
 
 class Runner:
-    """One per replica; `drive` is called once per claimed run and returns when it is off our hands."""
+    """Drives claimed runs, one call of `drive` each, until they are off our hands."""
 
     def __init__(
         self,
@@ -170,7 +170,7 @@ class Runner:
                 names = ", ".join(wait_for) or "nothing"
                 text = f"pause waits for {names}, which is no open tool call of this run"
                 failure = AgentFailure("agent_protocol", text, retryable=False)
-            case None:
+            case _:
                 text = "the agent's stream ended without a done event"
                 failure = AgentFailure("agent_eof", text)
         return await self._failed(run, agent, failure, switch)

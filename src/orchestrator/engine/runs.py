@@ -29,7 +29,7 @@ class Page(msgspec.Struct, Generic[T], frozen=True):
 
 
 class EventPage(msgspec.Struct, frozen=True):
-    """A page of a run's log; `next_seq` is the last seq looked at, `trimmed` says deltas are retired."""
+    """A page of a run's log up to `next_seq`; `trimmed` says that deltas are retired."""
 
     events: list[LogEvent]
     has_more: bool

@@ -3,7 +3,7 @@
 import base64
 import binascii
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import msgspec
 
@@ -17,7 +17,7 @@ PAGE = 1000
 
 
 class SessionEvent(msgspec.Struct, frozen=True):
-    """An event of one of a session's runs, and the cursor from which the stream goes on after it."""
+    """An event of a session, and the cursor from which the stream goes on after it."""
 
     event: LogEvent
     run_id: str
@@ -25,7 +25,7 @@ class SessionEvent(msgspec.Struct, frozen=True):
 
 
 class Tails:
-    """Opens tails. A tail reads the store until it has caught up, then lives on what the bus brings."""
+    """Opens tails: they read the store to catch up, then live on what the bus brings."""
 
     def __init__(self, store: Store, bus: Bus) -> None:
         self._store = store
@@ -39,12 +39,21 @@ class Tails:
         with self._bus.subscribe(f"run:{run_id}") as mailbox:
             yield _follow_run(self._store, mailbox, run_id, after)
 
-    @asynccontextmanager
-    async def session(
+    def session(
         self, tenant: str, session_id: str, cursor: str | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[list[SessionEvent]]]:
+        """Hand out the events of all runs of a session, exact in order per run, without end.
+
+        Raises InvalidRequest at once for a cursor that is none.
+        """
+        position = SessionCursor.parse(cursor)
+        return self._session(tenant, session_id, position)
+
+    @asynccontextmanager
+    async def _session(
+        self, tenant: str, session_id: str, position: "SessionCursor"
     ) -> AsyncIterator[AsyncIterator[list[SessionEvent]]]:
-        """Hand out the events of all runs of a session, exact in order per run, without end."""
-        follower = _SessionFollower(self._store, tenant, session_id, SessionCursor.parse(cursor))
+        follower = _SessionFollower(self._store, tenant, session_id, position)
         with self._bus.subscribe(f"session:{tenant}/{session_id}") as mailbox:
             yield follower.follow(mailbox)
 

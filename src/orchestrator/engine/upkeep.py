@@ -1,4 +1,4 @@
-"""What must happen although nobody asks: due timers, abandoned children, retention, the store's health."""
+"""What must happen although nobody asks: due timers, abandoned children, retention."""
 
 from orchestrator.core.decide import Fail
 from orchestrator.core.errors import Conflict, RunNotFound, Unavailable

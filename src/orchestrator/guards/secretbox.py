@@ -38,7 +38,7 @@ class Box:
         return _FORM + nonce + self._ciphers[0].encrypt(nonce, secret.encode(), bound)
 
     def unseal(self, sealed: bytes, context: str) -> str:
-        """Return the secret; raises ValueError if it was sealed by another key or for another place."""
+        """Return the secret; raises ValueError if another key or another place sealed it."""
         nonce, text = sealed[1 : 1 + _NONCE], sealed[1 + _NONCE :]
         if sealed[:1] != _FORM or len(nonce) < _NONCE:
             raise ValueError("this is not a sealed secret")
@@ -47,13 +47,11 @@ class Box:
                 return cipher.decrypt(nonce, text, _FORM + context.encode()).decode()
             except InvalidTag:
                 continue
-        raise ValueError(
-            "sealed with a key that is not here any more, for another place, or altered"
-        )
+        raise ValueError("sealed by another key or for another place, or altered since")
 
 
 def open_box(keys: Sequence[str], path: Path | str) -> Box:
-    """Return a box with `keys` (SECRET_KEY), or with those of the file, which is made when absent."""
+    """Return a box with `keys` (SECRET_KEY), else with those of the file, made when absent."""
     return Box(_checked(keys, "SECRET_KEY") if keys else keys_in(Path(path)))
 
 

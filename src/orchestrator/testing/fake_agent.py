@@ -14,7 +14,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias, cast
 
 import msgspec
 
@@ -36,7 +36,7 @@ class Received(NamedTuple):
         return json.loads(self.body)
 
 
-class HungUp(Exception):  # noqa: N818  # not an error: the other side went away
+class HungUp(Exception):
     """The client went away while the script still had something to do with it."""
 
 
@@ -55,8 +55,7 @@ class Peer(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the script."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  # narrows the type
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)
         self._play(self)
 
     def data_received(self, data: bytes) -> None:
@@ -71,6 +70,7 @@ class Peer(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note when the connection ended, and wake whoever waits."""
+        del exc
         self._note_close()
         self._writable.set()
 
@@ -147,7 +147,7 @@ Script: TypeAlias = Callable[[Peer], Awaitable[None]]
 
 
 class FakeAgent:
-    """Listens on a free port of 127.0.0.1 and plays `script` on every connection, then closes it."""
+    """Listens on a free port of 127.0.0.1, plays `script` on each connection, then closes it."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -210,7 +210,7 @@ def head(
     content_type: str = "text/event-stream",
     headers: Iterable[tuple[str, str]] = CLOSE_DELIMITED,
 ) -> bytes:
-    """Return the head of an answer whose body ends with the connection, unless `headers` say else."""
+    """Return the head of an answer; its body ends with the connection unless `headers` say else."""
     lines = [f"HTTP/1.1 {status} Whatever", f"Content-Type: {content_type}"]
     lines += [f"{name}: {value}" for name, value in headers]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()

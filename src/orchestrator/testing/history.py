@@ -1,4 +1,4 @@
-"""The one checker of histories: what a run's log must look like, whatever happened to the server."""
+"""The one checker of histories: what a run's log must look like, whatever happened."""
 
 from collections.abc import Sequence
 
@@ -52,4 +52,3 @@ def _broken_states(log: Sequence[bytes], *, over: bool) -> list[str]:
 def sealed(events: Sequence[LogEvent]) -> list[bytes]:
     """Return the bytes of log events, as `violations` takes them."""
     return [event.data for event in events]
-

@@ -17,6 +17,7 @@ class OpenEgress:
 
     def judge(self, host: str, address: str, *, operator: bool) -> None:
         """Note the question; raise EgressRefused for a forbidden address."""
+        del operator
         self.judged.append((host, address))
         if address in self.forbidden:
             raise EgressRefused(f"{host} leads to {address}, which this test forbids")

@@ -11,7 +11,7 @@ MODES = ("rwc", "rw", "ro")
 
 
 class Location(msgspec.Struct, frozen=True):
-    """A database file and how it may be opened: `rwc` creates it, `rw` does not, `ro` only reads."""
+    """A database file; mode `rwc` creates it, `rw` does not, `ro` only reads."""
 
     path: str
     mode: str = "rwc"

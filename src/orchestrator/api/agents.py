@@ -1,0 +1,161 @@
+"""Agents: register, look, heartbeat, drain, remove, and let one call another."""
+
+from starlette.types import ASGIApp
+
+from orchestrator.api.calls import Call, one_of, required
+from orchestrator.api.problems import json_response
+from orchestrator.api.runs import DISCONNECTS, cancelling, idempotency_key, traceparent
+from orchestrator.api.sessions import rfc3339
+from orchestrator.api.shapes import (
+    AgentAnswer,
+    AgentDetailAnswer,
+    AgentsAnswer,
+    CallAgentBody,
+    InstanceAnswer,
+    InstanceBody,
+    OkAnswer,
+    RegisterBody,
+    RegisteredAnswer,
+)
+from orchestrator.api.streams import EventStream, agent_frame
+from orchestrator.core import values
+from orchestrator.core.errors import InvalidRequest, NotFound
+from orchestrator.core.records import Agent, Retry, Timeouts
+from orchestrator.engine import Invoke, Registration
+
+
+async def register(call: Call) -> ASGIApp:
+    """Add or update an agent."""
+    body = await call.body(RegisterBody)
+    wanted = Registration(
+        tenant=call.tenant,
+        agent_id=required(body.agent_id, "agent_id"),
+        name=required(body.name, "name"),
+        endpoint=required(body.endpoint, "endpoint"),
+        capabilities=body.capabilities or [],
+        auth_token=_token(body),
+        instance_id=body.instance_id,
+        version=body.version,
+        protocol=body.protocol,
+        timeouts=body.timeouts or Timeouts(),
+        retry=body.retry or Retry(),
+        on_lost=body.on_lost,
+        max_concurrency=body.max_concurrency,
+    )
+    agent = await call.engine.agents.register(wanted)
+    return json_response(RegisteredAnswer(ok=True, registered_at=agent.updated_at))
+
+
+def _token(body: RegisterBody) -> str | None:
+    if body.auth is None:
+        return None
+    if body.auth.type != "bearer":
+        raise InvalidRequest('auth.type must be "bearer"')
+    return required(body.auth.token, "auth.token")
+
+
+async def find(call: Call) -> ASGIApp:
+    """Return the registered agents."""
+    agents = await call.engine.agents.list(
+        call.tenant, capability=call.query("capability"), status=call.query("status")
+    )
+    return json_response(AgentsAnswer(agents=[_listed(agent) for agent in agents]))
+
+
+async def show(call: Call) -> ASGIApp:
+    """Return one agent."""
+    return json_response(_detail(await call.engine.agents.get(call.path("agent_id"), call.tenant)))
+
+
+async def heartbeat(call: Call) -> ASGIApp:
+    """Note that an agent lives."""
+    agent = await _instance(call)
+    await call.engine.agents.heartbeat(agent.agent_id, call.tenant)
+    return json_response(OkAnswer(ok=True))
+
+
+async def drain(call: Call) -> ASGIApp:
+    """Give an agent no more runs until it registers again."""
+    agent = await _instance(call)
+    await call.engine.agents.drain(agent.agent_id, call.tenant)
+    return json_response(OkAnswer(ok=True))
+
+
+async def remove(call: Call) -> ASGIApp:
+    """Forget an agent; its runs stay."""
+    await call.engine.agents.remove(call.path("agent_id"), call.tenant)
+    return json_response(OkAnswer(ok=True))
+
+
+async def _instance(call: Call) -> Agent:
+    body = await call.body(InstanceBody, optional=True)
+    agent = await call.engine.agents.get(call.path("agent_id"), call.tenant)
+    if body.instance_id and agent.instance_id and body.instance_id != agent.instance_id:
+        raise NotFound(f"agent {agent.agent_id} has no instance {body.instance_id[:80]!r}")
+    return agent
+
+
+async def invoke(call: Call) -> ASGIApp:
+    """Run an agent, as a child of a run where one is named, and answer as that agent would."""
+    body = await call.body(CallAgentBody)
+    one_of(body.on_disconnect, "on_disconnect", DISCONNECTS)
+    message = body.input_message
+    accepted = await call.engine.runs.invoke(
+        Invoke(
+            tenant=call.tenant,
+            agent_id=call.path("agent_id"),
+            session_id=body.session_id or None,
+            role=message.role if message else "user",
+            content=values.content(message.content if message else None),
+            request_id=idempotency_key(call, body.idempotency_key, "idempotency_key"),
+            context=body.context,
+            timeout_ms=body.timeout_ms,
+            parent_run_id=body.parent_run_id,
+            traceparent=traceparent(call),
+        )
+    )
+    run_id = accepted.run.run_id
+    return EventStream(
+        call.engine.tails.run(run_id),
+        agent_frame,
+        call.settings.keep_alive_s,
+        headers={"X-Run-ID": run_id},
+        hung_up=cancelling(call, run_id) if body.on_disconnect == "cancel" else None,
+    )
+
+
+def _listed(agent: Agent) -> AgentAnswer:
+    return AgentAnswer(
+        agent_id=agent.agent_id,
+        name=agent.name,
+        status=agent.status,
+        last_heartbeat_at=agent.last_heartbeat,
+        capabilities=agent.capabilities,
+    )
+
+
+def _detail(agent: Agent) -> AgentDetailAnswer:
+    instance = InstanceAnswer(
+        instance_id=agent.instance_id or "default",
+        endpoint=agent.endpoint,
+        status=agent.status,
+        last_heartbeat_at=agent.last_heartbeat,
+    )
+    return AgentDetailAnswer(
+        agent_id=agent.agent_id,
+        name=agent.name,
+        status=agent.status,
+        endpoint=agent.endpoint,
+        protocol=agent.protocol,
+        capabilities=agent.capabilities,
+        last_heartbeat=rfc3339(agent.last_heartbeat) if agent.last_heartbeat else None,
+        last_heartbeat_at=agent.last_heartbeat,
+        created_at=rfc3339(agent.created_at),
+        on_lost=agent.on_lost,
+        timeouts=agent.timeouts,
+        retry=agent.retry,
+        instances=[instance],
+        version=agent.version,
+        max_concurrency=agent.max_concurrency,
+        has_auth=agent.auth is not None,
+    )

@@ -1,0 +1,90 @@
+"""The API as one ASGI application: the route table behind the access rules."""
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.routing import Route as Path
+from starlette.routing import Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from orchestrator.api.access import KeylessAccess
+from orchestrator.api.calls import APISettings, Call
+from orchestrator.api.problems import problem, refusal
+from orchestrator.api.routes import ROUTES
+from orchestrator.api.table import PERMISSIONS, Route
+from orchestrator.core.errors import OrchestratorError
+from orchestrator.engine import Engine
+from orchestrator.telemetry import get_logger
+
+log = get_logger(__name__)
+
+
+def create_app(
+    engine: Engine, settings: APISettings, routes: tuple[Route, ...] = ROUTES
+) -> ASGIApp:
+    """Return the application; raises ValueError for a route without a permission of the table."""
+    for route in routes:
+        if route.permission not in PERMISSIONS:
+            raise ValueError(f"{route.method} {route.path} has no permission of the table")
+    router = Router(list(_paths(routes, engine, settings)), redirect_slashes=False)
+    router.default = _nothing_here
+    app: ASGIApp = router
+    return app if settings.auth_mode == "off" else KeylessAccess(app, settings.public_url)
+
+
+def _paths(routes: tuple[Route, ...], engine: Engine, settings: APISettings) -> list[Path]:
+    """Return a Starlette route per path; longer ones first, so that `{id}:cancel` is no id."""
+    by_path: dict[str, dict[str, ASGIApp]] = {}
+    for route in routes:
+        for path in (route.path, *route.also):
+            by_path.setdefault(path, {})[route.method] = _Endpoint(route, engine, settings)
+    ordered = sorted(by_path, key=lambda path: (path.count("{"), -len(path)))
+    return [Path(path, _Methods(by_path[path])) for path in ordered]
+
+
+class _Methods:
+    """One path: its methods, HEAD like GET, and 405 for the others."""
+
+    def __init__(self, endpoints: dict[str, ASGIApp]) -> None:
+        self._endpoints = endpoints
+        self._allowed = ", ".join(sorted(endpoints))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or say which methods there are."""
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        endpoint = self._endpoints.get(method)
+        if endpoint is not None:
+            await endpoint(scope, receive, send)
+            return
+        sentence = f"{scope['method']} is not answered here; {self._allowed} is"
+        allow = {"Allow": self._allowed}
+        await refusal(405, "method_not_allowed", sentence, headers=allow)(scope, receive, send)
+
+
+class _Endpoint:
+    """One row of the table as ASGI: decodes, calls the handler, and answers its errors."""
+
+    def __init__(self, route: Route, engine: Engine, settings: APISettings) -> None:
+        self._route = route
+        self._engine = engine
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        request = Request(scope, receive)
+        try:
+            answer = await self._route.handler(Call(request, self._engine, self._settings))
+        except ClientDisconnect:
+            return
+        except OrchestratorError as error:
+            answer = problem(error)
+        except Exception:
+            log.exception("request_failed", route=self._route.name)
+            sentence = "the orchestrator itself failed; its log has the trace"
+            answer = refusal(500, "internal_error", sentence)
+        await answer(scope, receive, send)
+
+
+async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] != "http":
+        return
+    sentence = f"nothing is at {scope['path'][:200]}; /docs lists every path"
+    await refusal(404, "not_found", sentence)(scope, receive, send)

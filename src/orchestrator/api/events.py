@@ -1,0 +1,70 @@
+"""A run's log: a page of it, or its stream."""
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from orchestrator.api.calls import Call
+from orchestrator.api.runs import run_stream
+from orchestrator.api.streams import EventStream, resume_point, session_frame
+from orchestrator.core import values
+from orchestrator.core.errors import InvalidRequest
+from orchestrator.core.events import CATALOGUE
+from orchestrator.core.states import ENDED
+from orchestrator.engine import EventPage
+
+LIMIT_MAX = 1000
+
+
+async def page(call: Call) -> ASGIApp:
+    """Return a page of the log, or the stream where the caller accepts one."""
+    if call.wants_stream():
+        return await stream(call)
+    cursor = call.query("cursor") or call.query("after_seq")
+    after_ts = call.number("after_ts", 0, 0, 1 << 53) if call.query("after_ts") else None
+    found = await call.engine.runs.events(
+        call.path("run_id"),
+        call.tenant,
+        after_seq=resume_point(None, cursor),
+        after_ts=after_ts,
+        types=_types(call),
+        limit=call.number("limit", 100, 1, LIMIT_MAX),
+    )
+    return Response(_page_bytes(found), media_type="application/json")
+
+
+def _types(call: Call) -> frozenset[str]:
+    wanted = {part.strip() for part in (call.query("types") or "").split(",") if part.strip()}
+    unknown = sorted(wanted - CATALOGUE.keys())
+    if unknown:
+        raise InvalidRequest(f"types: there is no event type {unknown[0][:40]!r}")
+    return frozenset(wanted)
+
+
+def _page_bytes(page: EventPage) -> bytes:
+    """Return the answer around the stored bytes, which go out as they are."""
+    tail = {"has_more": page.has_more, "next_cursor": str(page.next_seq)}
+    if page.trimmed:
+        tail["trimmed"] = True
+    events = b",".join(event.data for event in page.events)
+    return b'{"events":[' + events + b"]," + msgspec.json.encode(tail)[1:]
+
+
+async def stream(call: Call) -> ASGIApp:
+    """Return the stream of a run; 204 for a reader that has seen the end."""
+    after = resume_point(call.header("last-event-id"), call.query("after_seq"))
+    run = await call.engine.runs.get(call.path("run_id"), call.tenant)
+    if after and run.status in ENDED and after >= run.head:
+        return Response(status_code=204)
+    return run_stream(call, run.run_id, after)
+
+
+async def session_stream(call: Call) -> ASGIApp:
+    """Return the stream of all runs of a session; it never ends by itself."""
+    cursor = call.header("last-event-id") or call.query("cursor")
+    session_id = values.session_id(call.path("session_id"))
+    return EventStream(
+        call.engine.tails.session(call.tenant, session_id, cursor),
+        session_frame,
+        call.settings.keep_alive_s,
+    )

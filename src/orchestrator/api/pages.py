@@ -1,0 +1,69 @@
+"""The API about itself: the OpenAPI document and a page to read it."""
+
+from html import escape
+from importlib.resources import files
+
+from starlette.responses import HTMLResponse
+from starlette.types import ASGIApp
+
+from orchestrator.api import openapi as document
+from orchestrator.api import routes
+from orchestrator.api.calls import Call
+from orchestrator.api.problems import json_response
+from orchestrator.api.table import Route
+
+
+async def openapi(call: Call) -> ASGIApp:
+    """Return the OpenAPI document."""
+    return json_response(document.document(routes.ROUTES, call.settings.version))
+
+
+async def docs(call: Call) -> ASGIApp:
+    """Return the page; it needs nothing from elsewhere."""
+    style = (files("orchestrator.api") / "docs.css").read_text()
+    groups = list(dict.fromkeys(route.group for route in routes.ROUTES))
+    body = "".join(_group(group) for group in groups)
+    nav = "".join(f'<a href="#{g.lower()}">{g}</a>' for g in groups)
+    return HTMLResponse(
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Orchestrator API</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{style}</style>'
+        f"<header><h1>Orchestrator API</h1><p>Version {escape(call.settings.version)} · "
+        f'<a href="/openapi.json">OpenAPI 3.1</a></p><nav>{nav}</nav></header>'
+        f"<main>{body}</main></html>"
+    )
+
+
+def _group(group: str) -> str:
+    found = "".join(_route(route) for route in routes.ROUTES if route.group == group)
+    return f'<section id="{group.lower()}"><h2>{group}</h2>{found}</section>'
+
+
+def _route(route: Route) -> str:
+    facts = [
+        ("Also", ", ".join(route.also)),
+        ("Query", _list([f"{q.name} – {q.text}" for q in route.query])),
+        ("Body", _names(route.body, route.requires)),
+        ("Answer", _names(route.answer, ())),
+        ("Stream", route.stream or ""),
+        ("Errors", ", ".join(route.errors)),
+        ("Permission", route.permission),
+    ]
+    rows = "".join(f"<dt>{name}</dt><dd>{_text(text)}</dd>" for name, text in facts if text)
+    return (
+        f'<details id="{route.name}"><summary><b class="{route.method.lower()}">{route.method}</b>'
+        f"<code>{escape(route.path)}</code><span>{escape(route.summary)}</span></summary>"
+        f"<dl>{rows}</dl></details>"
+    )
+
+
+def _names(kind: type | None, requires: tuple[str, ...]) -> str:
+    fields = getattr(kind, "__struct_fields__", ())
+    return ", ".join(f"{name}*" if name in requires else name for name in fields)
+
+
+def _list(texts: list[str]) -> str:
+    return "\n".join(texts)
+
+
+def _text(text: str) -> str:
+    return escape(text).replace("\n", "<br>")

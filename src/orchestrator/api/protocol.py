@@ -1,0 +1,87 @@
+"""Uvicorn's HTTP protocol with the two limits it lacks: the headers' size and their time."""
+
+import asyncio
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEADER_BYTES: Final = 64 << 10
+HEADER_S: Final = 10.0
+_TOO_LARGE: Final = (431, "Request Header Fields Too Large", "the headers are over 65536 bytes")
+_TOO_SLOW: Final = (408, "Request Timeout", "the headers were not complete within 10 s")
+
+
+class HTTPProtocol(HttpToolsProtocol):
+    """One connection: 64 KiB and 10 s until the headers of a request are complete."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._header_bytes = 0
+        self._in_headers = True
+        self._clock: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Start the clock with the connection."""
+        super().connection_made(transport)
+        self._start_clock()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count header bytes on their way to the parser."""
+        if self._in_headers:
+            self._header_bytes += len(data)
+            if self._header_bytes > HEADER_BYTES and not self._fits(data):
+                self._refuse(*_TOO_LARGE)
+                return
+            if self._clock is None:
+                self._start_clock()
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._in_headers = True
+
+    def on_headers_complete(self) -> None:
+        """The headers are there: the body has limits of its own."""
+        self._in_headers = False
+        self._header_bytes = 0
+        self._stop_clock()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The next bytes are headers again."""
+        super().on_message_complete()
+        self._in_headers = True
+        self._header_bytes = 0
+
+    def _fits(self, data: bytes) -> bool:
+        """Return whether the headers end within the limit although this piece goes beyond it."""
+        end = data.find(b"\r\n\r\n")
+        return end >= 0 and self._header_bytes - len(data) + end <= HEADER_BYTES
+
+    def _start_clock(self) -> None:
+        self._clock = self.loop.call_later(HEADER_S, self._too_slow)
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def _too_slow(self) -> None:
+        self._clock = None
+        if self._in_headers and not self.transport.is_closing():
+            self._refuse(*_TOO_SLOW)
+
+    def _refuse(self, status: int, phrase: str, sentence: str) -> None:
+        code = "headers_too_large" if status == _TOO_LARGE[0] else "headers_too_slow"
+        body = f'{{"error":"{sentence}","code":"{code}"}}'
+        self.transport.write(
+            f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
+        )
+        self.transport.close()

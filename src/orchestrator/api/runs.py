@@ -1,0 +1,195 @@
+"""Runs: invoke, read, wait, cancel, run again."""
+
+from collections.abc import Awaitable, Callable
+
+from starlette.types import ASGIApp
+
+from orchestrator.api.calls import Call, one_of, required
+from orchestrator.api.problems import json_response
+from orchestrator.api.shapes import (
+    CancelAnswer,
+    CancelBody,
+    InvokeAnswer,
+    InvokeBody,
+    RunAnswer,
+    RunError,
+    RunIdAnswer,
+    RunsAnswer,
+    StartRunBody,
+    TreeAnswer,
+)
+from orchestrator.api.streams import EventStream, log_frame
+from orchestrator.core import values
+from orchestrator.core.errors import InvalidRequest
+from orchestrator.core.records import Run
+from orchestrator.core.states import ENDED
+from orchestrator.engine import Accepted, Invoke, Tree
+
+DISCONNECTS = ("keep", "cancel")
+
+
+async def invoke(call: Call) -> ASGIApp:
+    """Answer once the run is durable."""
+    run = (await _accept(call, await call.body(InvokeBody))).run
+    return json_response(
+        InvokeAnswer(run_id=run.run_id, session_id=run.session_id, agent_id=run.agent_id)
+    )
+
+
+async def start(call: Call) -> ASGIApp:
+    """Start a run; answer with it, with its stream, or with its end."""
+    body = await call.body(StartRunBody)
+    one_of(body.on_disconnect, "on_disconnect", DISCONNECTS)
+    accepted = await _accept(call, body, session_needed=False)
+    run_id = accepted.run.run_id
+    if body.stream or call.wants_stream():
+        return run_stream(call, run_id, cancel=body.on_disconnect == "cancel")
+    if body.wait:
+        run = await call.engine.runs.wait(run_id, call.settings.wait_s, call.tenant)
+        if run.status not in ENDED:
+            return json_response(RunIdAnswer(run_id=run_id), 202)
+        return json_response(run_answer(run))
+    return json_response(run_answer(accepted.run), 200 if accepted.repeated else 201)
+
+
+def run_stream(call: Call, run_id: str, after: int = 0, *, cancel: bool = False) -> EventStream:
+    """Return the stream of a run's events after `after`; with `cancel`, hanging up ends the run."""
+    return EventStream(
+        call.engine.tails.run(run_id, after),
+        log_frame,
+        call.settings.keep_alive_s,
+        headers={"X-Run-ID": run_id},
+        hung_up=cancelling(call, run_id) if cancel else None,
+    )
+
+
+def cancelling(call: Call, run_id: str) -> Callable[[], Awaitable[None]]:
+    """Return what ends a run when the reader of its stream has gone."""
+
+    async def hung_up() -> None:
+        run = await call.engine.runs.get(run_id, call.tenant)
+        if run.status not in ENDED:
+            await call.engine.runs.cancel(run_id, "the caller hung up", call.tenant)
+
+    return hung_up
+
+
+async def _accept(call: Call, body: InvokeBody, *, session_needed: bool = True) -> Accepted:
+    session_id = required(body.session_id, "session_id") if session_needed else body.session_id
+    agent_id = required(body.agent_id, "agent_id")
+    message = body.input_message
+    return await call.engine.runs.invoke(
+        Invoke(
+            tenant=call.tenant,
+            session_id=session_id or None,
+            agent_id=agent_id,
+            role=message.role if message else "user",
+            content=values.content(message.content if message else None),
+            request_id=idempotency_key(call, body.request_id, "request_id"),
+            context=body.context,
+            labels=body.labels or {},
+            timeout_ms=body.timeout_ms,
+            on_busy=body.on_busy,
+            traceparent=traceparent(call),
+        )
+    )
+
+
+def idempotency_key(call: Call, given: str | None, field: str) -> str | None:
+    """Return the caller's key from the body or the header; raises InvalidRequest if they differ."""
+    header = call.header("idempotency-key")
+    if given and header and given != header:
+        raise InvalidRequest(f"{field} and the Idempotency-Key header differ; send one of them")
+    return given or header
+
+
+def traceparent(call: Call) -> str | None:
+    """Return the caller's W3C trace context if it is well-formed."""
+    text = call.header("traceparent") or ""
+    parts = text.split("-")
+    sizes = [len(part) for part in parts[:4]]
+    hexadecimal = all(set(part) <= set("0123456789abcdef") for part in parts)
+    usable = sizes == [2, 32, 16, 2] and hexadecimal and parts[0] != "ff"
+    return text if usable and set(parts[1]) != {"0"} and set(parts[2]) != {"0"} else None
+
+
+async def show(call: Call) -> ASGIApp:
+    """Return one run."""
+    return json_response(run_answer(await call.engine.runs.get(call.path("run_id"), call.tenant)))
+
+
+async def find(call: Call) -> ASGIApp:
+    """Return runs, newest first."""
+    status = [part.strip() for part in (call.query("status") or "").split(",") if part.strip()]
+    before = call.query("created_before")
+    page = await call.engine.runs.find(
+        call.tenant,
+        status=status,
+        agent_id=call.query("agent_id"),
+        session_id=call.query("session_id"),
+        created_before=call.number("created_before", 0, 0, 1 << 53) if before else None,
+        cursor=call.query("cursor"),
+        limit=call.number("limit", 50, 1, 1000),
+    )
+    return json_response(
+        RunsAnswer(
+            runs=[run_answer(run) for run in page.items],
+            has_more=page.next_cursor is not None,
+            next_cursor=page.next_cursor,
+        )
+    )
+
+
+async def tree(call: Call) -> ASGIApp:
+    """Return a run with the runs below it."""
+    return json_response(
+        _tree_answer(await call.engine.runs.tree(call.path("run_id"), call.tenant))
+    )
+
+
+def _tree_answer(tree: Tree) -> TreeAnswer:
+    return TreeAnswer(
+        run=run_answer(tree.run), children=[_tree_answer(child) for child in tree.children]
+    )
+
+
+async def cancel(call: Call) -> ASGIApp:
+    """End a run."""
+    body = await call.body(CancelBody, optional=True)
+    reason = body.reason or "cancelled by request"
+    run = await call.engine.runs.cancel(call.path("run_id"), reason, call.tenant)
+    return json_response(
+        CancelAnswer(run_id=run.run_id, status=run.status, message=run.error_message or reason)
+    )
+
+
+async def rerun(call: Call) -> ASGIApp:
+    """Start the same again."""
+    accepted = await call.engine.runs.rerun(call.path("run_id"), call.tenant)
+    return json_response(run_answer(accepted.run), 201)
+
+
+def run_answer(run: Run) -> RunAnswer:
+    """Return the wire form of a run."""
+    failed = run.error_code is not None
+    return RunAnswer(
+        run_id=run.run_id,
+        session_id=run.session_id,
+        agent_id=run.agent_id,
+        status=run.status,
+        attempt=run.attempt,
+        last_seq=run.head,
+        created_at=run.created_at,
+        deadline_at=run.deadline_at,
+        labels=run.labels,
+        started_at=run.started_at,
+        ended_at=run.ended_at,
+        parent_run_id=run.parent_run_id,
+        request_id=run.request_id,
+        final_message=run.final_message,
+        usage=run.usage,
+        error=RunError(code=run.error_code or "", message=run.error_message or "")
+        if failed
+        else None,
+        trimmed=run.trimmed,
+    )

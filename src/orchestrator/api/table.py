@@ -1,0 +1,55 @@
+"""What a row of the route table holds; router, OpenAPI, API.md and docs tests read it."""
+
+from typing import Any, Final
+
+import msgspec
+
+from orchestrator.api.calls import Handler
+
+PERMISSIONS: Final = frozenset(
+    {
+        "open",
+        "runs:write",
+        "runs:read",
+        "sessions:write",
+        "sessions:read",
+        "agents:write",
+        "agents:read",
+        "metrics:read",
+    }
+)
+"""What a route may ask of its caller; roles get these with the keys. `open` asks nothing."""
+
+
+class Query(msgspec.Struct, frozen=True):
+    """A query parameter: its name, its JSON type and what it does."""
+
+    name: str
+    kind: str
+    text: str
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """One method on one path.
+
+    `also` are further paths of the same route. `requires` names the body's fields that must be
+    there, `errors` the codes it answers besides those every route may answer. `stream` says when
+    the answer is a stream of server-sent events, `raw` an answer that is not JSON.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    permission: str
+    name: str
+    summary: str
+    also: tuple[str, ...] = ()
+    body: type[Any] | None = None
+    requires: tuple[str, ...] = ()
+    answer: type[Any] | None = None
+    status: int = 200
+    query: tuple[Query, ...] = ()
+    errors: tuple[str, ...] = ()
+    stream: str | None = None
+    raw: str | None = None
+    group: str = "Runs"

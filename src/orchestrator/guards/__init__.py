@@ -1,0 +1,1 @@
+"""Whatever decides what may pass: secrets in and out, and addresses that may be dialled."""
