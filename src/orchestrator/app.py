@@ -5,7 +5,9 @@ import contextlib
 import errno
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+from urllib.parse import quote
 
 import uvicorn
 
@@ -13,14 +15,14 @@ import orchestrator
 from orchestrator.api import APISettings, create_app
 from orchestrator.api.protocol import HTTPProtocol
 from orchestrator.buses.local import LocalBus
-from orchestrator.clients import HTTPClient, agent_clients
-from orchestrator.clients.push import IngressPush
+from orchestrator.clients import HTTPClient, HTTPProbe, IngressPush, agent_clients
 from orchestrator.core.errors import PortBusy, StoreFailure
 from orchestrator.engine import Engine, EngineSettings, Outside
 from orchestrator.guards.egress import EgressGuard
 from orchestrator.guards.secretbox import open_box
+from orchestrator.ports import AgentClient, AgentProbe
 from orchestrator.settings import Settings
-from orchestrator.stores.sqlite import open_store
+from orchestrator.stores.sqlite import locate, open_store
 from orchestrator.telemetry import get_logger
 from orchestrator.world import RealWorld
 
@@ -57,6 +59,41 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
                 push=push,
             )
             yield Engine(outside, _engine_settings(settings))
+    finally:
+        await store.close()
+
+
+class OpenClients(NamedTuple):
+    """What calls agents: a client for each protocol, and what asks for their health."""
+
+    agents: Mapping[str, AgentClient]
+    probe: AgentProbe
+
+
+@contextlib.asynccontextmanager
+async def open_clients(allow: Sequence[str] = ("loopback",)) -> AsyncIterator[OpenClients]:
+    """Open the clients alone, for a command that calls agents without a server."""
+    async with HTTPClient(RealWorld(), EgressGuard(allow=allow)) as http:
+        yield OpenClients(agent_clients(http), HTTPProbe(http))
+
+
+async def backup(settings: Settings, path: str) -> None:
+    """Copy the database to a new file, beside a running server or without one."""
+    source = quote(locate(settings.database_url).path)
+    store = await open_store(f"file:{source}?mode=ro", world=RealWorld())
+    try:
+        await store.backup(path)
+    finally:
+        await store.close()
+
+
+async def try_store(settings: Settings) -> None:
+    """Open the database and commit to its disk; raises DatabaseRefused or Unavailable."""
+    store = await open_store(
+        settings.database_url, world=RealWorld(), watermark=settings.min_free_disk
+    )
+    try:
+        await store.probe()
     finally:
         await store.close()
 

@@ -224,7 +224,7 @@ class Egress(Protocol):
     def check(self, url: str, *, operator: bool) -> None:
         """Raise EgressRefused for a URL whose form or literal address is forbidden.
 
-        `operator` URLs (registered agents, tools, the ingress) may be private; others are public only.
+        `operator` URLs (agents, tools, the ingress) may be private; others are public only.
         """
         ...
 

@@ -107,7 +107,7 @@ async def serving(path: Path, script: Any = say, **settings: Any) -> AsyncIterat
             log_config=None, timeout_graceful_shutdown=1,
         )  # fmt: skip
         server = uvicorn.Server(config)
-        server.capture_signals = nullcontext  # type: ignore[method-assign]
+        server.capture_signals = nullcontext  # type: ignore[method-assign,assignment]
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(server.serve())
             while not server.started:

@@ -100,7 +100,7 @@ async def test_each_clock_ends_the_run_with_its_own_code(
 
 async def test_comments_keep_an_idle_agent_alive(tmp_path: Path) -> None:
     async def script(_: AgentCall) -> Frames:
-        for _ in range(10):
+        for _silence in range(10):
             await asyncio.sleep(0.05)
             yield []
         yield [Done("still here")]

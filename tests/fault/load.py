@@ -18,7 +18,7 @@ CUT = (OSError, EOFError, asyncio.IncompleteReadError, ValueError)
 
 @dataclass
 class Agent:
-    """An agent that streams `deltas` words, pausing `pause_s` after each few; counts what it did."""
+    """An agent that streams `deltas` words, pausing `pause_s` after a few; counts what it did."""
 
     deltas: int = 200
     pause_s: float = 0.002

@@ -1,0 +1,127 @@
+"""Agents: list, register, show, remove."""
+
+import sys
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import click
+
+from orchestrator.cli import options
+from orchestrator.cli.failure import CommandFailed
+from orchestrator.cli.output import Output, clock
+
+
+@click.command()
+@click.option("--capability", help="Only agents that say they have it.")
+@click.option("--status", help="Only agents in this state.")
+@options.as_json
+@options.url
+def ls(capability: str | None, status: str | None, json: bool, url: str | None) -> None:
+    """List the registered agents."""
+    out = Output(json=json)
+    found = options.server(url).get("/v1/agents", capability=capability, status=status)["agents"]
+    if json:
+        for agent in found:
+            out.result(agent)
+        return
+    columns = ("agent", "status", "name", "last heartbeat", "capabilities")
+    rows = [
+        (a["agent_id"], a["status"], a["name"], clock(a["last_heartbeat_at"]),
+         ", ".join(a["capabilities"]))
+        for a in found
+    ]  # fmt: skip
+    out.table(columns, rows)
+    if out.terminal and not rows:
+        out.remark("none yet: ./orchestrator agents add NAME http://localhost:8000")
+
+
+@click.command()
+@click.argument("agent")
+@click.argument("endpoint", metavar="URL")
+@click.option("--name", help="What people read.  [default: AGENT]")
+@click.option("--protocol", type=click.Choice(["native", "json", "openai"]), default="native")
+@click.option("--capability", "capabilities", multiple=True, help="May be given several times.")
+@click.option("--token-file", type=click.Path(path_type=Path, exists=True, allow_dash=True),
+              help="The bearer token for the agent; - reads standard input.")  # fmt: skip
+@click.option("--on-lost", type=click.Choice(["fail", "retry"]), default="fail",
+              help="What becomes of a run whose server died.")  # fmt: skip
+@click.option("--max-attempts", type=click.IntRange(min=1), help="Invocations of one run.")
+@click.option("--max-concurrency", type=click.IntRange(min=1), help="Runs at the same time.")
+@click.option("--timeout-ms", type=click.IntRange(min=1), help="One invocation.")
+@click.option("--first-byte-ms", type=click.IntRange(min=1), help="Silence before the answer.")
+@click.option("--idle-ms", type=click.IntRange(min=1), help="Silence within the answer.")
+@options.as_json
+@options.url
+def add(agent: str, endpoint: str, json: bool, url: str | None, **given: Any) -> None:
+    """Register AGENT at URL, or change it."""
+    answer = options.server(url).post("/v1/agents/register", _registration(agent, endpoint, given))
+    out = Output(json=json)
+    if json:
+        out.result(answer)
+    else:
+        out.line(f"{agent} is registered at {endpoint}")
+        out.remark(f'  ./orchestrator invoke {agent} "Hello"')
+
+
+def _registration(agent: str, endpoint: str, given: dict[str, Any]) -> dict[str, Any]:
+    clocks = {
+        "invoke_ms": given["timeout_ms"],
+        "first_byte_ms": given["first_byte_ms"],
+        "idle_ms": given["idle_ms"],
+    }
+    secret = token(given["token_file"])
+    body = {
+        "agent_id": agent,
+        "name": given["name"] or agent,
+        "endpoint": endpoint,
+        "protocol": given["protocol"],
+        "capabilities": list(given["capabilities"]),
+        "on_lost": given["on_lost"],
+        "max_concurrency": given["max_concurrency"],
+        "timeouts": {name: value for name, value in clocks.items() if value} or None,
+        "retry": {"max_attempts": given["max_attempts"]} if given["max_attempts"] else None,
+        "auth": {"type": "bearer", "token": secret} if secret else None,
+    }
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def token(file: Path | None) -> str | None:
+    """Return a credential; it is read from a file because everybody sees a command's words."""
+    if file is None:
+        return None
+    source = sys.stdin.read() if str(file) == "-" else file.read_text()
+    if not source.strip():
+        raise CommandFailed(f"{file} holds no token")
+    return source.strip()
+
+
+@click.command()
+@click.argument("agent")
+@options.as_json
+@options.url
+def show(agent: str, json: bool, url: str | None) -> None:
+    """Show one agent; credentials stay in the server."""
+    out = Output(json=json)
+    found = options.server(url).get(_path(agent))
+    out.result(found) if json else out.fields(found)
+
+
+@click.command()
+@click.argument("agent")
+@options.as_json
+@options.url
+def rm(agent: str, json: bool, url: str | None) -> None:
+    """Forget AGENT; its runs stay."""
+    out = Output(json=json)
+    answer = options.server(url).delete(_path(agent))
+    out.result(answer) if json else out.line(f"{agent} is forgotten; its runs stay")
+
+
+def _path(agent: str) -> str:
+    return f"/v1/agents/{quote(agent, safe='')}"
+
+
+agents: Final = click.Group("agents", help="List, register, show and remove agents.")
+for _command in (ls, add, show, rm):
+    agents.add_command(_command)

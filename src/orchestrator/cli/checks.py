@@ -1,0 +1,210 @@
+"""What `doctor` looks at: each check says what it found and, when that is bad, the fix."""
+
+import os
+import platform
+import resource
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+import orchestrator
+from orchestrator import app
+from orchestrator.cli import ports
+from orchestrator.cli.failure import CommandFailed
+from orchestrator.cli.server import Server
+from orchestrator.core.errors import DatabaseRefused, OrchestratorError
+from orchestrator.settings import Settings
+from orchestrator.stores.sqlite import holder_of, locate
+
+FILES_NEEDED: Final = 4096
+SLOW_SYNC_MS: Final = 50.0
+SKEW_MS: Final = 60_000
+_SYNCS: Final = 10
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One finding; `good` None means that it is worth knowing and no fault."""
+
+    name: str
+    good: bool | None
+    said: str
+    fix: str = ""
+
+
+async def everything(settings: Settings, server: Server) -> AsyncIterator[Check]:
+    """Yield every check in the order in which a fault would show."""
+    up = _answers(server)
+    yield _versions()
+    yield _open_files()
+    yield _port(settings, up=up)
+    yield await _database(settings)
+    yield _disk(settings)
+    yield _sync(settings)
+    yield _server(server, up=up)
+    if up:
+        yield _clock(server)
+        async for check in _agents(server):
+            yield check
+    yield _ingress(settings)
+
+
+def _versions() -> Check:
+    said = f"orchestrator {orchestrator.__version__}, Python {platform.python_version()}"
+    return Check("versions", good=True, said=f"{said}, {platform.platform(terse=True)}")
+
+
+def _open_files() -> Check:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return Check("open files", good=soft >= FILES_NEEDED, said=f"{soft} may be open at once",
+                 fix=f"an open run needs two: ulimit -n {FILES_NEEDED}")  # fmt: skip
+
+
+def _port(settings: Settings, *, up: bool) -> Check:
+    port = settings.http_port
+    if port == 0 or ports.is_free(port):
+        return Check("port", good=True, said=f"{port} is free")
+    owner = ports.owner_of(port) or "another user's process"
+    fix = f"stop it, or take another: HTTP_PORT={ports.next_free(port)}"
+    return Check("port", good=up, said=f"{port} is in use by {owner}", fix="" if up else fix)
+
+
+async def _database(settings: Settings) -> Check:
+    location = locate(settings.database_url)
+    untried = _untried(location.path, location.mode)
+    if untried is not None:
+        return untried
+    try:
+        await app.try_store(settings)
+    except DatabaseRefused as error:
+        return Check("database", good=False, said=error.message, fix="DATABASE_URL names another")
+    except OrchestratorError as error:
+        return Check("database", good=False, said=error.message, fix="look at the disk first")
+    return Check("database", good=True, said=f"{location.path} takes a commit")
+
+
+def _untried(path: str, mode: str) -> Check | None:
+    """Return the finding where a commit cannot be tried: in use, not there, read-only."""
+    holder = holder_of(path)
+    if holder is not None:
+        return Check("database", good=True, said=f"{path}, in use by process {holder}")
+    if not Path(path).exists():
+        return Check("database", None, f"{path} does not exist yet; a start makes it")
+    if mode == "ro":
+        return Check("database", None, f"{path} is opened for reading only")
+    return None
+
+
+def _folder(settings: Settings) -> Path:
+    return Path(locate(settings.database_url).path).parent
+
+
+def _disk(settings: Settings) -> Check:
+    try:
+        free = shutil.disk_usage(_folder(settings)).free
+    except OSError as error:
+        return Check("disk", good=False, said=f"{_folder(settings)}: {error.strerror}",
+                     fix="DATABASE_URL must name a file in a folder that is there")  # fmt: skip
+    said = f"{free >> 20:,} MiB free, MIN_FREE_DISK is {settings.min_free_disk >> 20:,} MiB"
+    fix = "new runs are refused below that: make room, or set RETENTION_DELTAS"
+    return Check("disk", good=free > settings.min_free_disk, said=said, fix=fix)
+
+
+def _sync(settings: Settings) -> Check:
+    """Time what every acknowledged change waits for."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=_folder(settings)) as file:
+            took = sorted(_synced(file) for _ in range(_SYNCS))[_SYNCS // 2]
+    except OSError as error:
+        return Check("fsync", good=False, said=f"{_folder(settings)}: {error.strerror}",
+                     fix="give the server a folder in which it may write")  # fmt: skip
+    return Check("fsync", good=took < SLOW_SYNC_MS, said=f"{took:.2f} ms, the middle of {_SYNCS}",
+                 fix="every invocation waits for one: use a local disk")  # fmt: skip
+
+
+def _synced(file: Any) -> float:
+    began = time.perf_counter()
+    file.write(b"x" * 4096)
+    file.flush()
+    os.fsync(file.fileno())
+    return (time.perf_counter() - began) * 1000
+
+
+def _answers(server: Server) -> bool:
+    try:
+        server.text("/health/live")
+    except CommandFailed:
+        return False
+    return True
+
+
+def _server(server: Server, *, up: bool) -> Check:
+    if not up:
+        return Check("server", None, f"none answers at {server.url}; ./orchestrator starts one")
+    try:
+        health = msgspec.json.decode(server.text("/health"))
+        good = health["status"] == "healthy"
+        problems = health.get("problems", [])
+        said = ", ".join([health["status"], f"version {health['version']}", *problems])
+    except (CommandFailed, ValueError, KeyError, TypeError):
+        good, said = False, "something answers that is not an orchestrator"
+    return Check("server", good=good, said=f"{server.url}: {said}",
+                 fix="its log says more; docs/operations.md#health")  # fmt: skip
+
+
+def _clock(server: Server) -> Check:
+    """Compare this clock with the newest event's: time that went back shows there."""
+    newest = server.get("/v1/runs", limit=1)["runs"]
+    now = int(time.time() * 1000)  # noqa: TID251  # this machine's clock is what is looked at
+    ahead = max((run["created_at"] for run in newest), default=0) - now
+    return Check("clock", good=ahead < SKEW_MS,
+                 said="the newest run is in the past" if ahead <= 0 else f"{ahead} ms behind a run",
+                 fix="the clock went back: let NTP set it (timedatectl set-ntp true)")  # fmt: skip
+
+
+async def _agents(server: Server) -> AsyncIterator[Check]:
+    listed = server.get("/v1/agents")["agents"]
+    if not listed:
+        yield Check("agents", None, "none is registered: ./orchestrator agents add NAME URL")
+    async with app.open_clients() as clients:
+        for agent in listed:
+            endpoint = server.get(f"/v1/agents/{agent['agent_id']}")["endpoint"]
+            yield _agent(agent["agent_id"], endpoint, await _state(clients, endpoint))
+
+
+async def _state(clients: app.OpenClients, endpoint: str) -> str:
+    if not _reachable(endpoint):
+        return "unreachable"
+    return (await clients.probe.probe(endpoint, None)).status
+
+
+def _agent(agent_id: str, endpoint: str, status: str) -> Check:
+    good = {"healthy": True, "unknown": True}.get(status, False)
+    told = "no /health, but it is there" if status == "unknown" else status
+    said = f"{agent_id} at {endpoint}: {told}"
+    return Check("agent", good=good, said=said, fix=f"./orchestrator probe {endpoint}")
+
+
+def _ingress(settings: Settings) -> Check:
+    url = settings.ingress_url
+    if url is None:
+        return Check("ingress", None, "INGRESS_URL is off: nothing is pushed")
+    if _reachable(url):
+        return Check("ingress", good=True, said=f"{url} takes connections")
+    return Check("ingress", None, f"nobody at {url}; runs do not mind, INGRESS_URL=off is quieter")
+
+
+def _reachable(url: str) -> bool:
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=2).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,63 @@
+"""How a run's events are shown: as a conversation, line by line, or as JSON."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from orchestrator.cli.failure import Exit
+from orchestrator.cli.output import Output, clock
+from orchestrator.cli.server import ENDS
+from orchestrator.clients.sse import SSEEvent
+
+_TEXT = 160
+
+
+def follow(events: Iterable[SSEEvent], out: Output, *, talk: bool) -> Exit:
+    """Show events as they come; return what the run's end means, OK for a log without one."""
+    code = Exit.OK
+    for event in events:
+        if out.json:
+            out.raw(event.data)
+        elif event.event == "log_reset":
+            out.remark(f"the server lost power: what came after seq {event.data} comes again")
+        elif talk:
+            _say(msgspec.json.decode(event.data), out)
+        else:
+            _line(msgspec.json.decode(event.data), out)
+        code = ENDS.get(event.event, code)
+    out.close_line()
+    return code
+
+
+def _say(event: dict[str, Any], out: Output) -> None:
+    payload = event["payload"]
+    match event["type"]:
+        case "agent_stream_delta":
+            out.words(payload["text"])
+        case "agent_state":
+            out.remark(f"[{payload['state']}] {payload.get('detail') or ''}".rstrip())
+        case "agent_event":
+            out.remark(f"[{payload['name']}] {_short(payload['data'])}")
+        case "user_input" if payload.get("queued"):
+            out.remark("queued behind another run of this session")
+        case "agent_invoke_retrying":
+            out.remark(f"again in {payload['delay_ms']} ms: {payload['message']}", "yellow")
+        case "run_failed":
+            out.remark(f"failed: {payload['code']}: {payload['message']}", "red")
+            out.remark(f"  ./orchestrator replay {event['run_id']}   shows every event of it")
+        case "run_cancelled":
+            out.remark(f"cancelled: {payload['reason']}", "yellow")
+        case _:
+            pass  # the other events are for `tail` and `replay`
+
+
+def _line(event: dict[str, Any], out: Output) -> None:
+    payload = {name: value for name, value in event["payload"].items() if value is not None}
+    told = "  ".join(f"{name}={_short(value)}" for name, value in payload.items())
+    out.line(f"{event['seq']:>6}  {clock(event['ts'])}  {event['type']:<22}  {told}")
+
+
+def _short(value: Any) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= _TEXT else text[:_TEXT] + "…"

@@ -1,0 +1,166 @@
+"""A running server as the commands see it: requests, and streams that survive its restarts."""
+
+import http.client
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any, Final
+from urllib.parse import quote, urlencode, urlsplit
+
+import msgspec
+
+from orchestrator.cli.failure import CommandFailed, Exit
+from orchestrator.clients.sse import SSEEvent, SSEParser
+
+REQUEST_S: Final = 60.0
+SILENCE_S: Final = 45.0
+"""A stream without so much as a comment for this long is dead: comments come every 15 s."""
+RETURN_S: Final = 60.0
+"""How long a stream tries to come back to a server that went away."""
+_PAUSE_S: Final = 0.5
+_BROKEN: Final = (OSError, http.client.HTTPException)
+_CODES: Final = {
+    401: Exit.REFUSED,
+    403: Exit.REFUSED,
+    404: Exit.NOT_FOUND,
+    409: Exit.REFUSED,
+    410: Exit.NOT_FOUND,
+    429: Exit.REFUSED,
+}
+
+
+class Server:
+    """One server, by its URL."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise CommandFailed(
+                f"{url!r} is not the URL of a server", hint="ORCHESTRATOR_URL=http://localhost:8080"
+            )
+        self.url = url.rstrip("/")
+        self._parts = parts
+
+    def get(self, path: str, **query: Any) -> Any:
+        """Return what a GET answers."""
+        given = {name: str(value) for name, value in query.items() if value is not None}
+        return self._decoded("GET", f"{path}?{urlencode(given)}" if given else path)
+
+    def pages(self, path: str, field: str, **query: Any) -> Iterator[dict[str, Any]]:
+        """Yield the items of every page of a list."""
+        while True:
+            page = self.get(path, **query)
+            yield from page[field]
+            if not page["has_more"]:
+                return
+            query["cursor"] = page["next_cursor"]
+
+    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Return what a POST answers."""
+        return self._decoded("POST", path, {} if body is None else body)
+
+    def delete(self, path: str) -> Any:
+        """Return what a DELETE answers."""
+        return self._decoded("DELETE", path)
+
+    def text(self, path: str) -> str:
+        """Return the body of a GET as it is, also of an error answer."""
+        return self._exchange("GET", path)[1].decode("utf-8", "replace")
+
+    def events(self, run_id: str, after: int = 0) -> Iterator[SSEEvent]:
+        """Yield a run's events after a seq, to its end, across lost connections and restarts.
+
+        Raises CommandFailed when the server does not come back within RETURN_S.
+        """
+        path = f"/v1/runs/{quote(run_id, safe='')}/events/stream"
+        cursor = str(after) if after else ""
+        deadline: float | None = None
+        while True:
+            try:
+                for event in self._stream(path, cursor):
+                    cursor, deadline = event.id, None
+                    yield event
+            except _BROKEN as error:
+                deadline = deadline or time.monotonic() + RETURN_S
+                if time.monotonic() > deadline:
+                    raise self._unreachable(error) from error
+                time.sleep(_PAUSE_S)
+            else:
+                return
+
+    def _stream(self, path: str, cursor: str) -> Iterator[SSEEvent]:
+        """Yield the events of one connection; raises OSError where it ends before the log does."""
+        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": cursor} if cursor else {})}
+        with closing(self._connection(SILENCE_S)) as connection:
+            answer = self._ask(connection, "GET", path, headers=headers)
+            if answer.status == http.HTTPStatus.NO_CONTENT:
+                return
+            if answer.status != http.HTTPStatus.OK:
+                self._refuse(answer.status, answer.read())
+            parser = SSEParser(max_line=64 << 20)
+            while data := answer.read1(65_536):
+                for event in parser.feed(data):
+                    yield event
+                    if event.event in ENDS:
+                        return
+        raise ConnectionError("the stream ended before the run did")
+
+    def _decoded(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        status, data = self._exchange(method, path, body)
+        if status >= http.HTTPStatus.BAD_REQUEST:
+            self._refuse(status, data)
+        return msgspec.json.decode(data) if data else None
+
+    def _exchange(
+        self, method: str, path: str, body: dict[str, Any] | None = None
+    ) -> tuple[int, bytes]:
+        with closing(self._connection(REQUEST_S)) as connection:
+            try:
+                answer = self._ask(connection, method, path, body)
+                return answer.status, answer.read()
+            except _BROKEN as error:
+                raise self._unreachable(error) from error
+
+    def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        kind = (
+            http.client.HTTPSConnection
+            if self._parts.scheme == "https"
+            else http.client.HTTPConnection
+        )
+        return kind(self._parts.hostname or "", self._parts.port, timeout=timeout_s)
+
+    def _ask(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> http.client.HTTPResponse:
+        data = None if body is None else msgspec.json.encode(body)
+        sent = {"Content-Type": "application/json", **(headers or {})}
+        connection.request(method, self._parts.path.rstrip("/") + path, data, sent)
+        return connection.getresponse()
+
+    def _refuse(self, status: int, data: bytes) -> None:
+        """Raise CommandFailed for an error answer."""
+        try:
+            said = msgspec.json.decode(data)
+            message, code = str(said["error"]), str(said.get("code", ""))
+        except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+            message, code = f"{self.url} answered {status}, and not as an orchestrator would", ""
+        if status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise CommandFailed(message, Exit.UNREACHABLE, f"docs/errors.md explains {code}")
+        raise CommandFailed(message, _CODES.get(status, Exit.USAGE))
+
+    def _unreachable(self, error: Exception) -> CommandFailed:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return CommandFailed(
+            f"no server answers at {self.url} ({reason})",
+            Exit.UNREACHABLE,
+            "start one with ./orchestrator, or name another: ORCHESTRATOR_URL=http://host:port",
+        )
+
+
+ENDS: Final = {"run_done": Exit.OK, "run_failed": Exit.FAILED, "run_cancelled": Exit.CANCELLED}
+"""The terminal events and the exit code each one means."""
