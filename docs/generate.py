@@ -1,6 +1,6 @@
-"""Writes docs/events.md and docs/states.md from the event catalogue and the state tables.
+"""Writes the pages that the code itself can tell: events, states, settings, the command line.
 
-python docs/generate.py            write both pages
+python docs/generate.py            write the pages
 python docs/generate.py --check    exit 1 naming the pages that are not up to date
 """
 
@@ -9,10 +9,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+import click
 from msgspec.structs import FieldInfo, fields
 
+from orchestrator.cli.failure import MEANINGS as EXIT_MEANINGS
+from orchestrator.cli.failure import Exit
+from orchestrator.cli.main import COMMANDS, program
 from orchestrator.core.events import CATALOGUE, DELTAS, TERMINAL, Content, Payload
 from orchestrator.core.states import APPROVAL, RUN, TOOL_CALL, Machine, RunState
+from orchestrator.settings import table
 
 HERE: Final = Path(__file__).parent
 NOTICE: Final = "<!-- Written by docs/generate.py; edit the source it reads, then run it. -->"
@@ -53,6 +58,39 @@ Runs, tool calls and approvals each have a state, and an event is the only thing
 The diagrams below are drawn from the tables that the code itself consults; an event that has no
 arrow out of a state is refused there. A value in parentheses is that of the payload field named
 under the diagram.
+"""
+
+SETTINGS_HEAD: Final = """# Settings
+
+Settings are environment variables. Each is also a flag of `./orchestrator serve`
+(`HTTP_PORT=9000` or `--http-port 9000`), except for secrets, which others could read in the list
+of processes; a flag wins. An empty variable means unset, except `INGRESS_URL`. What cannot be
+read stops the start with a sentence that names the variable and what was expected.
+
+Times are in milliseconds where the name ends in `_MS`, ages are written `30d`, `12h`, `30m` or
+`90s`, sizes `64MB`.
+"""
+
+SETTINGS_TAIL: Final = """
+The commands that talk to a server also read `ORCHESTRATOR_URL`, the server to talk to; without it
+they call port `HTTP_PORT` of this machine.
+"""
+
+CLI_HEAD: Final = """# Command line
+
+`./orchestrator` alone starts the server; everything else is a command. Results are written to
+standard output and remarks to standard error. On a terminal they are set in columns and colours,
+elsewhere they are plain lines, tab-separated where there are columns; `--json` writes one JSON
+value on a line. Whatever an agent has said cannot control the terminal: control characters are
+shown as `\\x1b`.
+
+Besides these, a checkout knows `./orchestrator setup` (install what server and tests need),
+`test`, `prove` (the fault rigs with all their rounds) and `bench`.
+
+## Exit codes
+
+| code | meaning |
+|---|---|
 """
 
 MEANINGS: Final = {
@@ -146,7 +184,47 @@ def _ordered(states: frozenset[StrEnum]) -> list[StrEnum]:
     return [state for state in type(next(iter(states))) if state in states]
 
 
-PAGES: Final = {"events.md": events_page, "states.md": states_page}
+def settings_page() -> str:
+    """Return docs/settings.md."""
+    return f"{NOTICE}\n{SETTINGS_HEAD}\n{table()}\n{SETTINGS_TAIL}"
+
+
+def cli_page() -> str:
+    """Return docs/cli.md."""
+    codes = "".join(f"| {code.value} | {EXIT_MEANINGS[code]} |\n" for code in Exit)
+    context = click.Context(program, info_name="orchestrator")
+    commands = (program.get_command(context, name) for name in COMMANDS)
+    sections = "\n".join(_command(c, context) for c in commands if c is not None)
+    return f"{NOTICE}\n{CLI_HEAD}{codes}\n{sections}"
+
+
+def _command(command: click.Command, parent: click.Context) -> str:
+    context = click.Context(command, parent=parent, info_name=command.name)
+    if isinstance(command, click.Group):
+        return "\n".join(_command(found, context) for found in command.commands.values())
+    usage = f"./{context.command_path} {' '.join(command.collect_usage_pieces(context)[1:])}"
+    told = "\n\n".join(" ".join(part.split()) for part in (command.help or "").split("\n\n"))
+    rows = "" if command.name == "serve" else "".join(_option(p) for p in command.params)
+    head = "\n| option | meaning |\n|---|---|\n" if rows else ""
+    path = context.command_path.removeprefix("orchestrator ")
+    return f"## {path}\n\n```text\n{usage.strip()}\n```\n\n{told}\n{head}{rows}"
+
+
+def _option(parameter: click.Parameter) -> str:
+    if not isinstance(parameter, click.Option):
+        return ""
+    value = "" if parameter.is_flag else f" {parameter.make_metavar(click.Context(program))}"
+    default = f" [default: {parameter.default}]" if parameter.show_default else ""
+    cell = f"{parameter.opts[0]}{value}".replace("|", "\\|")
+    return f"| `{cell}` | {parameter.help}{default} |\n"
+
+
+PAGES: Final = {
+    "events.md": events_page,
+    "states.md": states_page,
+    "settings.md": settings_page,
+    "cli.md": cli_page,
+}
 
 
 def main() -> int:

@@ -1,13 +1,17 @@
-"""What every test may ask for, and the last line of every test run: what did not run."""
+"""What every test may ask for."""
 
 import os
 import shutil
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from . import processes
+from .not_run import NotRun
+from .processes import Running
 
 ROUNDS_SHARE = 20
 SBIN = ":/usr/local/sbin:/usr/sbin:/sbin"
@@ -55,41 +59,36 @@ def program() -> Callable[[str], Path]:
     return find
 
 
-class NotRun:
-    """Counts the tests that were chosen away, skipped or never reached, and says it last."""
-
-    def __init__(self) -> None:
-        self.waiting: set[str] = set()
-        self.reasons: Counter[str] = Counter()
-
-    def pytest_deselected(self, items: list[pytest.Item]) -> None:
-        self.reasons["deselected"] += len(items)
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self.waiting = {item.nodeid for item in session.items}
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if report.failed:
-            self.reasons[f"cannot be read: {report.nodeid}"] += 1
-        elif report.skipped:
-            self.reasons[_reason(report.longrepr)] += 1
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.skipped:
-            self.waiting.discard(report.nodeid)
-            self.reasons[_reason(report.longrepr)] += 1
-        elif report.when == "call" or report.failed:
-            self.waiting.discard(report.nodeid)
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_unconfigure(self) -> None:
-        if self.waiting:
-            self.reasons["not reached"] += len(self.waiting)
-        why = "; ".join(f"{count} {reason}" for reason, count in self.reasons.items() if count)
-        print(f"did not run: {self.reasons.total()}" + (f" ({why})" if why else ""), flush=True)
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Hand out the address of a server on a new database; it must end well on SIGTERM."""
+    running = processes.start_server(tmp_path_factory.mktemp("server"))
+    try:
+        yield running.url
+    finally:
+        code = running.stop()
+    assert code == 0, running.said()
 
 
-def _reason(longrepr: object) -> str:
-    """Return why a test was skipped, from pytest's (path, line, reason)."""
-    said = longrepr[2] if isinstance(longrepr, tuple) else str(longrepr)
-    return f"skipped, {said.removeprefix('Skipped: ')}"
+@pytest.fixture(scope="module")
+def demo_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Hand out the address of a running demo agent."""
+    with processes.demo_agent_process(tmp_path_factory.mktemp("agent")) as url:
+        yield url
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Hand out a function that starts a server with settings of its own in `tmp_path`.
+
+    Called again in the same test it starts another process on the same database. What still runs
+    at the end of the test is stopped; a test may stop or kill it before.
+    """
+    with ExitStack() as stack:
+
+        def start(**env: str) -> Running:
+            running = processes.start_server(tmp_path, **env)
+            stack.callback(running.kill)
+            return running
+
+        yield start

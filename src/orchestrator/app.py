@@ -15,7 +15,10 @@ import orchestrator
 from orchestrator.api import APISettings, create_app
 from orchestrator.api.protocol import HTTPProtocol
 from orchestrator.buses.local import LocalBus
-from orchestrator.clients import HTTPClient, HTTPProbe, IngressPush, agent_clients
+from orchestrator.clients.agents import agent_clients
+from orchestrator.clients.http import HTTPClient
+from orchestrator.clients.probe import HTTPProbe
+from orchestrator.clients.push import IngressPush
 from orchestrator.core.errors import PortBusy, StoreFailure
 from orchestrator.engine import Engine, EngineSettings, Outside
 from orchestrator.guards.egress import EgressGuard
@@ -121,10 +124,11 @@ async def serve(settings: Settings, *, beside: Beside | None = None) -> int:
     DatabaseRefused before anything has begun.
     """
     with _listening(settings.http_host, settings.http_port) as sockets:
-        async with open_engine(settings) as engine:
+        own = settings.at(sockets[0].getsockname()[1])
+        async with open_engine(own) as engine:
             code = 1
             try:
-                code = await _serve(engine, settings, sockets, beside)
+                code = await _serve(engine, own, sockets, beside)
             except* StoreFailure as failures:
                 log.critical("store_failed", error=str(failures.exceptions[0]))
             return code

@@ -48,6 +48,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Return whether only programs of this machine can reach the server."""
         return self.http_host is None or is_loopback(self.http_host)
 
+    def at(self, port: int) -> "Settings":
+        """Return the settings of a server that was given a port by the system."""
+        old, new = _address(self.http_host, self.http_port), _address(self.http_host, port)
+        return msgspec.structs.replace(
+            self,
+            http_port=port,
+            public_url=new if self.public_url == old else self.public_url,
+            agent_base_url=new if self.agent_base_url == old else self.agent_base_url,
+        )
+
 
 class Variable(msgspec.Struct, frozen=True):
     """One environment variable: how it is read, what it is when unset, what it means."""
@@ -228,9 +238,7 @@ def _completed(values: dict[str, Any]) -> Settings:
             f"HTTP_HOST={host} would let others call a server without keys; leave HTTP_HOST unset, "
             "or say with AUTH_MODE=off that this is meant"
         )
-    name = "localhost" if host in (None, "0.0.0.0", "::") else host  # noqa: S104  # compared
-    shown = f"[{name}]" if ":" in name else name
-    public = values["public_url"] or f"http://{shown}:{values['http_port']}"
+    public = values["public_url"] or _address(host, values["http_port"])
     try:
         path = locate(values["database_url"]).path
     except DatabaseRefused as error:
@@ -239,6 +247,11 @@ def _completed(values: dict[str, Any]) -> Settings:
     values["agent_base_url"] = values["agent_base_url"] or public
     values["secret_key_file"] = values["secret_key_file"] or f"{path}.key"
     return Settings(**values)
+
+
+def _address(host: str | None, port: int) -> str:
+    name = "localhost" if host in (None, "0.0.0.0", "::") else host  # noqa: S104  # compared
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def is_loopback(host: str) -> bool:
@@ -252,7 +265,11 @@ def is_loopback(host: str) -> bool:
 def table() -> str:
     """Return docs/settings.md's table."""
     rows = [
-        f"| `{v.name}` | {f'`{v.default}`' if v.default else 'unset'} | {v.text} |"
+        f"| `{v.name}` | {f'`{v.default}`' if v.default else 'unset'} | {_cell(v.text)} |"
         for v in VARIABLES
     ]
     return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from .processes import ROOT, Running, free_port, spawn, until
+from ..processes import ROOT, Running, free_port, spawn, until
 
 PORTS = ("8080", "8081", "8000", "8090", "9000")
 UNSHARE = (

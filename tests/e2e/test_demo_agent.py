@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .processes import ROOT, Frame, first_line, frames, request, spawn, until
+from ..processes import ROOT, Frame, first_line, frames, request, spawn, until
 
 PROGRAM = ROOT / "examples" / "demo_agent.py"
 

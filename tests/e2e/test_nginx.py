@@ -1,14 +1,13 @@
 """A real nginx in front, with nothing but `proxy_pass` and with the configuration that we ship."""
 
 import re
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from ..processes import ROOT, Running, until
 from .place import Place, place
-from .processes import ROOT, Running, until
 
 PAGE = (ROOT / "docs" / "behind-nginx.md").read_text()
 BARE = re.findall(r"^```nginx\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[0]
@@ -46,11 +45,10 @@ STREAM = "curl -sN http://localhost:8081/v1/runs/RUN/events/stream"
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Iterator[Place]:
+def here(tmp_path: Path, program: Callable[[str], Path]) -> Iterator[Place]:
     """Hand out a place of its own, in which nginx can be started."""
+    program("nginx")
     with place(tmp_path) as found:
-        if not shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"):
-            pytest.fail("nginx is missing: apt-get install nginx-light")
         yield found
 
 

@@ -7,8 +7,8 @@ from typing import Final
 
 import pytest
 
+from ..processes import ROOT, Running, until
 from .place import Place, place
-from .processes import ROOT, Running, until
 
 README: Final = (ROOT / "README.md").read_text()
 GUIDE: Final = (ROOT / "docs" / "connect-your-agent.md").read_text()

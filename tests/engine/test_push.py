@@ -59,7 +59,7 @@ async def test_events_arrive_live_in_order_and_under_their_live_names(
         ingress = Ingress(batch=batch)
         async with running(tmp_path / f"{batch}.db", talk, push=ingress) as rig:
             run = await rig.ended(await rig.invoke())
-            await until(lambda: ingress.complete([run.run_id]))  # noqa: B023
+            await until(lambda: ingress.complete([run.run_id]))  # noqa: B023  # awaited within the iteration
         seen = ingress.events[run.run_id]
         assert [e["type"] for e in seen] == ["run_started", *["delta"] * 20, "done"]
         assert [e["text"] for e in seen if e["type"] == "delta"] == [str(n) for n in range(20)]

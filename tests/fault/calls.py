@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.clients import HTTPClient, agent_clients
+from orchestrator.clients.agents import agent_clients
+from orchestrator.clients.http import HTTPClient
 from orchestrator.core.errors import AgentFailure
 from orchestrator.core.frames import Delta, Done, Frame
 from orchestrator.ports import AgentCall

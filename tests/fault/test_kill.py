@@ -3,13 +3,12 @@
 import asyncio
 import random
 import signal
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from orchestrator.testing.history import violations
 
-from ..e2e.processes import Running, start_server
+from ..processes import Running, start_server
 from .load import Agent, Load, call, follow
 
 
@@ -41,22 +40,23 @@ async def _check(url: str, load: Load) -> None:
             while not await follow(url, run_id, replay):
                 pass
         assert violations(replay, seen) == [], run_id
+        status, run = await call(url, "GET", f"/v1/runs/{run_id}")
+        assert status == 200
         key = load.keys[run_id]
         body = {
-            "session_id": f"s{0}",
+            "session_id": run["session_id"],
             "agent_id": "load",
             "input_message": {"role": "user", "content": key},
             "request_id": key,
         }
-        status, run = await call(url, "GET", f"/v1/runs/{run_id}")
-        assert status == 200
-        status, again = await call(
-            url, "POST", "/internal/invoke", body | {"session_id": run["session_id"]}
-        )
+        status, again = await call(url, "POST", "/internal/invoke", body)
         assert (status, again["run_id"]) == (200, run_id)
 
 
-async def test_kill_under_load_loses_nothing_that_was_promised(tmp_path: Path, rounds: int) -> None:
+async def test_kill_under_load_loses_nothing_that_was_promised(
+    tmp_path: Path, rounds_of: Callable[[int], int]
+) -> None:
+    rounds = rounds_of(200)
     rnd = random.Random(9)  # a seeded test
     agent = Agent()
     hit = promised = 0
@@ -75,12 +75,6 @@ async def test_kill_under_load_loses_nothing_that_was_promised(tmp_path: Path, r
     print(f"kill -9: {rounds} rounds, {hit} with runs in flight, {promised} runs promised")
     assert hit >= rounds * 0.8
     assert promised > rounds
-
-
-@pytest.fixture
-def rounds(request: pytest.FixtureRequest) -> int:
-    """Return how many rounds a rig makes: a twentieth of the full count unless `--full`."""
-    return 200 if request.config.getoption("--full") else 10
 
 
 async def test_the_rig_sees_a_log_that_was_cut(tmp_path: Path) -> None:

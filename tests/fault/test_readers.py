@@ -7,11 +7,10 @@ from contextlib import suppress
 from urllib.parse import urlsplit
 
 import msgspec
-import pytest
 
 from orchestrator.testing.history import violations
 
-from ..e2e.processes import Running
+from ..processes import Running
 from .load import Agent, call, follow
 
 Start = Callable[..., Running]
@@ -64,15 +63,10 @@ async def _whole(url: str, run_id: str) -> list[bytes]:
     return log
 
 
-@pytest.fixture
-def hang_ups(request: pytest.FixtureRequest) -> int:
-    """Return how often the readers hang up together: 1,000 with `--full`."""
-    return 1000 if request.config.getoption("--full") else 200
-
-
 async def test_readers_that_hang_up_at_random_see_the_log_exactly(
-    start_server: Start, hang_ups: int
+    start_server: Start, rounds_of: Callable[[int], int]
 ) -> None:
+    hang_ups = rounds_of(1000)
     rnd = random.Random(3)  # a seeded test
     server = await asyncio.to_thread(start_server)
     done = 0

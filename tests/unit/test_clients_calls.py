@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.clients import HTTPClient, HTTPProbe, IngressPush
+from orchestrator.clients.http import HTTPClient
+from orchestrator.clients.probe import HTTPProbe
+from orchestrator.clients.push import IngressPush
 from orchestrator.clients.refusal import retry_after_ms
 from orchestrator.core.errors import Unavailable
 from orchestrator.ports import ProbeAnswer, PushAnswer

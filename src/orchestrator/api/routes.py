@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from orchestrator.api import agents, events, health, pages, runs, sessions
+from orchestrator.api import agents, events, health, metrics, pages, runs, sessions
 from orchestrator.api import shapes as s
 from orchestrator.api.table import Query, Route
 
@@ -29,7 +29,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         group="Server",
     ),
     Route(
-        method="GET", path="/metrics", handler=health.metrics, permission="metrics:read",
+        method="GET", path="/metrics", handler=metrics.metrics, permission="metrics:read",
         name="metrics", summary="Counters and gauges in the Prometheus text format",
         raw="text/plain", group="Server",
     ),

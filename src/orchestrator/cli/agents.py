@@ -14,7 +14,7 @@ from orchestrator.cli.output import Output, clock
 
 @click.command()
 @click.option("--capability", help="Only agents that say they have it.")
-@click.option("--status", help="Only agents in this state.")
+@click.option("--status", metavar="STATE", help="Only agents in this state.")
 @options.as_json
 @options.url
 def ls(capability: str | None, status: str | None, json: bool, url: str | None) -> None:
@@ -40,17 +40,26 @@ def ls(capability: str | None, status: str | None, json: bool, url: str | None) 
 @click.argument("agent")
 @click.argument("endpoint", metavar="URL")
 @click.option("--name", help="What people read.  [default: AGENT]")
-@click.option("--protocol", type=click.Choice(["native", "json", "openai"]), default="native")
+@click.option("--protocol", type=click.Choice(["native", "json", "openai"]), default="native",
+              show_default=True, help="How the agent speaks.")  # fmt: skip
 @click.option("--capability", "capabilities", multiple=True, help="May be given several times.")
 @click.option("--token-file", type=click.Path(path_type=Path, exists=True, allow_dash=True),
               help="The bearer token for the agent; - reads standard input.")  # fmt: skip
 @click.option("--on-lost", type=click.Choice(["fail", "retry"]), default="fail",
               help="What becomes of a run whose server died.")  # fmt: skip
-@click.option("--max-attempts", type=click.IntRange(min=1), help="Invocations of one run.")
-@click.option("--max-concurrency", type=click.IntRange(min=1), help="Runs at the same time.")
-@click.option("--timeout-ms", type=click.IntRange(min=1), help="One invocation.")
-@click.option("--first-byte-ms", type=click.IntRange(min=1), help="Silence before the answer.")
-@click.option("--idle-ms", type=click.IntRange(min=1), help="Silence within the answer.")
+@click.option(
+    "--max-attempts", type=click.IntRange(min=1), metavar="N", help="Invocations of one run."
+)
+@click.option(
+    "--max-concurrency", type=click.IntRange(min=1), metavar="N", help="Runs at the same time."
+)
+@click.option("--timeout-ms", type=click.IntRange(min=1), metavar="N", help="One invocation.")
+@click.option(
+    "--first-byte-ms", type=click.IntRange(min=1), metavar="N", help="Silence before the answer."
+)
+@click.option(
+    "--idle-ms", type=click.IntRange(min=1), metavar="N", help="Silence within the answer."
+)
 @options.as_json
 @options.url
 def add(agent: str, endpoint: str, json: bool, url: str | None, **given: Any) -> None:

@@ -1,27 +1,32 @@
 """How a command ends: the exit codes, and the error that becomes one sentence and a code."""
 
 from enum import IntEnum
+from typing import Final
 
 
 class Exit(IntEnum):
-    """The exit code of every command."""
+    """The exit code of every command; MEANINGS says what each one means."""
 
     OK = 0
-    """It is done; for a run: it ended well."""
     FAILED = 1
-    """The run failed, or a check did not pass."""
     USAGE = 2
-    """The command, a setting or the database is not as it must be; nothing was begun."""
     UNREACHABLE = 3
-    """No server answers, or it went away and did not come back."""
     NOT_FOUND = 4
-    """The server does not know that run, agent or session."""
     CANCELLED = 5
-    """The run was cancelled."""
     REFUSED = 6
-    """The server understood and said no: a conflict, a limit, a rule."""
     INTERRUPTED = 130
-    """Ctrl-C."""
+
+
+MEANINGS: Final = {
+    Exit.OK: "it is done; for a run: it ended well",
+    Exit.FAILED: "the run failed, or a check did not pass",
+    Exit.USAGE: "the command, a setting or the database is not as it must be; nothing was begun",
+    Exit.UNREACHABLE: "no server answers, or it went away and did not come back within a minute",
+    Exit.NOT_FOUND: "the server does not know that run, agent or session",
+    Exit.CANCELLED: "the run was cancelled",
+    Exit.REFUSED: "the server understood and said no: a conflict, a limit, a rule",
+    Exit.INTERRUPTED: "Ctrl-C",
+}
 
 
 class CommandFailed(Exception):

@@ -16,12 +16,13 @@ from orchestrator.guards.egress import EgressGuard
 
 @click.command()
 @click.argument("endpoint", metavar="URL")
-@click.option("--protocol", type=click.Choice(["native", "json", "openai"]), default="native")
-@click.option("--message", default="Hello", show_default=True, help="What the agent is asked.")
+@click.option("--protocol", type=click.Choice(["native", "json", "openai"]), default="native",
+              show_default=True, help="How the agent speaks.")  # fmt: skip
+@click.option("--message", default="Hello", show_default=True, help="What it is asked.")
 @click.option("--token-file", type=click.Path(path_type=Path, exists=True, allow_dash=True),
               help="The bearer token for the agent; - reads standard input.")  # fmt: skip
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=30.0, show_default=True,
-              help="The longest time of one invocation.")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(min=0.1), metavar="N", default=30.0,
+              show_default=True, help="The longest time of one invocation.")  # fmt: skip
 @options.as_json
 def probe(
     endpoint: str, protocol: str, message: str, token_file: Path | None, seconds: float, json: bool

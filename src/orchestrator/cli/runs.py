@@ -26,7 +26,7 @@ ENDED: Final = "done,failed,cancelled"
 @click.argument("agent")
 @click.argument("text")
 @click.option("--session", metavar="ID", help="Go on with this conversation.")
-@click.option("--timeout-ms", type=int, help="The longest time this run may take.")
+@click.option("--timeout-ms", type=int, metavar="N", help="The longest time this run may take.")
 @click.option("--detach", is_flag=True, help="Print the run's id and leave it working.")
 @options.as_json
 @options.url
@@ -61,7 +61,13 @@ def invoke(
 
 @click.command()
 @click.argument("run_id", metavar="RUN")
-@click.option("--after", type=click.IntRange(min=0), default=0, help="Only events after this seq.")
+@click.option(
+    "--after",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=0,
+    help="Only events after this seq.",
+)
 @click.option("--words", is_flag=True, help="Show the conversation instead of the events.")
 @options.as_json
 @options.url
@@ -130,7 +136,7 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--session", metavar="ID", help="Only runs of this session."),
         click.option("--agent", metavar="AGENT", help="Only runs of this agent."),
-        click.option("--status", help="Only runs in these states, a comma list."),
+        click.option("--status", metavar="STATES", help="Only runs in these states, a comma list."),
     ):
         command = option(command)
     return command
@@ -153,7 +159,14 @@ def _matching(
 
 @click.command()
 @_filters
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=50,
+    show_default=True,
+    help="How many.",
+)
 @options.as_json
 @options.url
 def ls(

@@ -1,4 +1,4 @@
-"""Server-sent events read from bytes, without I/O, exactly as the WHATWG HTML standard (§9.2.6) says."""
+"""Server-sent events from bytes, without I/O, exactly as the WHATWG standard (§9.2.6) says."""
 
 from typing import Final, NoReturn
 
@@ -65,7 +65,7 @@ class SSEParser:
         return events
 
     def _guarded(self, text: bytes, events: list[SSEEvent]) -> None:
-        """Take `text`; a breach of the limit waits for the next call if there are events to return."""
+        """Take `text`; a breach of the limit waits for the next call if there are events."""
         if self._broken:
             raise LineTooLong(self._broken)
         try:
@@ -125,7 +125,7 @@ class SSEParser:
             self._line(line, events)
 
     def _plain(self, block: bytes) -> SSEEvent | None:
-        """Return the event of a block that is `event` and `data`, or `data` alone; None for others."""
+        """Return the event of a block of `event` and `data`, or `data` alone; else None."""
         if self._data or self._event or len(block) > self._max:
             return None
         head, _, line = block.partition(b"\n")

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 START_S = 30.0
 STOP_S = 40.0
 

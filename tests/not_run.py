@@ -1,0 +1,45 @@
+"""Counts what did not run, and says it in the last line of every test run."""
+
+from collections import Counter
+
+import pytest
+
+
+class NotRun:
+    """Counts the tests that were chosen away, skipped or never reached, and says it last."""
+
+    def __init__(self) -> None:
+        self.waiting: set[str] = set()
+        self.reasons: Counter[str] = Counter()
+
+    def pytest_deselected(self, items: list[pytest.Item]) -> None:
+        self.reasons["deselected"] += len(items)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.waiting = {item.nodeid for item in session.items}
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.reasons[f"cannot be read: {report.nodeid}"] += 1
+        elif report.skipped:
+            self.reasons[_reason(report.longrepr)] += 1
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped:
+            self.waiting.discard(report.nodeid)
+            self.reasons[_reason(report.longrepr)] += 1
+        elif report.when == "call" or report.failed:
+            self.waiting.discard(report.nodeid)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_unconfigure(self) -> None:
+        if self.waiting:
+            self.reasons["not reached"] += len(self.waiting)
+        why = "; ".join(f"{count} {reason}" for reason, count in self.reasons.items() if count)
+        print(f"did not run: {self.reasons.total()}" + (f" ({why})" if why else ""), flush=True)
+
+
+def _reason(longrepr: object) -> str:
+    """Return why a test was skipped, from pytest's (path, line, reason)."""
+    said = longrepr[2] if isinstance(longrepr, tuple) else str(longrepr)
+    return f"skipped, {said.removeprefix('Skipped: ')}"
