@@ -73,6 +73,7 @@ def start_silent_agent(here: Place, silence_s: float) -> None:
     (here.folder / "answer").write_text(ANSWER)
     program = ROOT / "tests" / "e2e" / "sample_agent.py"
     here.start(f"python3 {program} 8000 {silence_s} < answer", "agent")
+    here.up("http://localhost:8000/")  # it knows only POST, and says so
 
 
 def follow(here: Place, content: str) -> Running:

@@ -72,6 +72,22 @@ async def call(url: str, method: str, path: str, body: Any = None) -> tuple[int,
         writer.close()
 
 
+async def register(url: str, agent_url: str, **fields: Any) -> None:
+    """Register the load's agent."""
+    body = {"agent_id": "load", "name": "Load", "endpoint": agent_url, **fields}
+    status, answer = await call(url, "POST", "/v1/agents/register", body)
+    assert status == 200, answer
+
+
+async def invoke(url: str, session: str, content: str = "go") -> str:
+    """Invoke the load's agent and return the run's id."""
+    message = {"role": "user", "content": content}
+    body = {"session_id": session, "agent_id": "load", "input_message": message}
+    status, answer = await call(url, "POST", "/internal/invoke", body)
+    assert status == 200, answer
+    return str(answer["run_id"])
+
+
 async def follow(url: str, run_id: str, seen: list[bytes]) -> bool:
     """Read a run's stream into `seen` from where it stands; True when it came to its end.
 

@@ -9,13 +9,7 @@ from pathlib import Path
 from orchestrator.testing.history import violations
 
 from ..processes import Running, start_server
-from .load import Agent, Load, call, follow
-
-
-async def _register(url: str, agent_url: str) -> None:
-    body = {"agent_id": "load", "name": "Load", "endpoint": agent_url}
-    status, answer = await call(url, "POST", "/v1/agents/register", body)
-    assert status == 200, answer
+from .load import Agent, Load, call, follow, invoke, register
 
 
 async def _round(server: Running, rnd: random.Random) -> Load:
@@ -63,7 +57,7 @@ async def test_kill_under_load_loses_nothing_that_was_promised(
     async with agent.serving() as agent_url:
         server = await asyncio.to_thread(start_server, tmp_path)
         try:
-            await _register(server.url, agent_url)
+            await register(server.url, agent_url)
             for _ in range(rounds):
                 load = await _round(server, rnd)
                 hit += len(load.acked) > len(load.whole)
@@ -81,15 +75,10 @@ async def test_the_rig_sees_a_log_that_was_cut(tmp_path: Path) -> None:
     async with Agent(deltas=5).serving() as agent_url:
         server = await asyncio.to_thread(start_server, tmp_path)
         try:
-            await _register(server.url, agent_url)
-            body = {
-                "session_id": "s",
-                "agent_id": "load",
-                "input_message": {"role": "user", "content": "x"},
-            }
-            _, answer = await call(server.url, "POST", "/internal/invoke", body)
+            await register(server.url, agent_url)
+            run_id = await invoke(server.url, "s")
             seen: list[bytes] = []
-            while not await follow(server.url, answer["run_id"], seen):
+            while not await follow(server.url, run_id, seen):
                 pass
         finally:
             server.kill()

@@ -11,25 +11,9 @@ import msgspec
 from orchestrator.testing.history import violations
 
 from ..processes import Running
-from .load import Agent, call, follow
+from .load import Agent, call, follow, invoke, register
 
 Start = Callable[..., Running]
-
-
-async def _invoke(url: str, session: str) -> str:
-    body = {
-        "session_id": session,
-        "agent_id": "load",
-        "input_message": {"role": "user", "content": "go"},
-    }
-    status, answer = await call(url, "POST", "/internal/invoke", body)
-    assert status == 200, answer
-    return str(answer["run_id"])
-
-
-async def _register(url: str, agent_url: str) -> None:
-    body = {"agent_id": "load", "name": "Load", "endpoint": agent_url}
-    assert (await call(url, "POST", "/v1/agents/register", body))[0] == 200
 
 
 async def _read_some(url: str, run_id: str, seen: list[bytes], lines: int) -> bool:
@@ -71,9 +55,9 @@ async def test_readers_that_hang_up_at_random_see_the_log_exactly(
     server = await asyncio.to_thread(start_server)
     done = 0
     async with Agent(deltas=400, pause_s=0.005).serving() as agent_url:
-        await _register(server.url, agent_url)
+        await register(server.url, agent_url)
         while done < hang_ups:
-            run_ids = [await _invoke(server.url, f"s{done}-{n}") for n in range(4)]
+            run_ids = [await invoke(server.url, f"s{done}-{n}") for n in range(4)]
             logs: dict[str, list[bytes]] = {run_id: [] for run_id in run_ids}
 
             async def read(run_id: str) -> int:
@@ -99,8 +83,8 @@ async def test_readers_that_hang_up_at_random_see_the_log_exactly(
 async def test_replay_beside_32_streaming_runs_loses_nothing(start_server: Start) -> None:
     server = await asyncio.to_thread(start_server)
     async with Agent(deltas=200, pause_s=0.001).serving() as agent_url:
-        await _register(server.url, agent_url)
-        run_ids = [await _invoke(server.url, f"s{n}") for n in range(32)]
+        await register(server.url, agent_url)
+        run_ids = [await invoke(server.url, f"s{n}") for n in range(32)]
         stop = asyncio.Event()
         pages = 0
 
@@ -139,7 +123,7 @@ async def test_a_hundred_callers_with_one_request_id_get_one_run(start_server: S
         "request_id": "r1",
     }
     async with Agent(deltas=5).serving() as agent_url:
-        await _register(server.url, agent_url)
+        await register(server.url, agent_url)
         async with asyncio.TaskGroup() as tasks:
             calls = [
                 tasks.create_task(call(server.url, "POST", "/internal/invoke", body))
