@@ -13,6 +13,8 @@ from . import processes
 from .not_run import NotRun
 from .processes import Running
 
+pytest.register_assert_rewrite("orchestrator.testing")
+
 ROUNDS_SHARE = 20
 SBIN = ":/usr/local/sbin:/usr/sbin:/sbin"
 

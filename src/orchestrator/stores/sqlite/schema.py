@@ -69,6 +69,8 @@ def connect(location: Location, *, read_only: bool = False) -> apsw.Connection:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
             # Proves that the file can be written at all, before anything is promised.
+            if db.readonly("main"):
+                raise apsw.ReadOnlyError("the file is read-only")  # noqa: TRY301  # told below
             db.execute("BEGIN IMMEDIATE")
             db.execute("ROLLBACK")
     except (apsw.ReadOnlyError, apsw.CantOpenError, apsw.PermissionsError) as error:

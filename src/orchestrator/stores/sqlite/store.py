@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import apsw
 
-from orchestrator.core.errors import DatabaseRefused, InvalidRequest, StorageFull, Unavailable
+from orchestrator.core.errors import InvalidRequest, StorageFull, Unavailable
 from orchestrator.core.events import LogEvent
 from orchestrator.core.ops import Op, Outcome
 from orchestrator.core.records import Lease, R, Timer
@@ -135,9 +135,9 @@ class SQLiteStore:
 
     async def close(self) -> None:
         """Finish what is in flight and let go."""
-        if self._writer is not None:
-            await self._writer.close()
         await self._reader.close()
+        if self._writer is not None:
+            await self._writer.close()  # last: whoever may write folds the log into the file
         if self._lock is not None:
             self._lock.release()
 
@@ -177,7 +177,7 @@ async def open_store(url: str, *, world: World, watermark: int = 0) -> SQLiteSto
         schema.prepare(location)
         writer = Writer(_exclusive(location)) if lock is not None else None
         reader = Reader(lambda: schema.connect(location, read_only=True))
-    except DatabaseRefused:
+    except BaseException:
         if lock is not None:
             lock.release()
         raise

@@ -57,7 +57,7 @@ class Writer:
     async def close(self) -> None:
         """Wait for what is in flight and close the connection."""
         await self._idle.wait()
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._db.close)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._let_go)
         self._thread.shutdown()
 
     def stats(self) -> dict[str, float]:
@@ -116,6 +116,13 @@ class Writer:
             raise
         self.commits += 1
         return results
+
+    def _let_go(self) -> None:
+        """Close; what a broken disk keeps from being tidied up, the next start does."""
+        try:
+            self._db.close()
+        except apsw.Error:
+            self._db.close(force=True)
 
     def _judged(self, error: Exception) -> Exception:
         """Return what callers are told: a full disk passes, other failures of the disk do not."""
