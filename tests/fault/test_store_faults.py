@@ -51,7 +51,7 @@ async def test_what_a_killed_process_acknowledged_is_there(
         log = tmp_path / f"{number}.log"
         command = [sys.executable, "-c", KILLED, f"{tmp_path}/o.db", str(number)]
         child = spawn(command, tmp_path, log, {})
-        until(lambda: log.read_text().count("\n") > 20 + number % 7, "it commits")  # noqa: B023
+        until(lambda: log.read_text().count("\n") > 20 + number % 7, "it commits")  # noqa: B023  # awaited within the iteration
         child.kill()
         child.wait()
         lines = [line.split() for line in log.read_text().splitlines() if line.count(" ") == 1]
