@@ -22,7 +22,7 @@ PAGES = sorted(
 )
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-PROOF = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
+PROOF = re.compile(r"`((?:tests|src/orchestrator/testing)/[\w/]+\.py)(?:::(\w+))?`")
 
 AGENT_FAILURES = (
     "agent_unavailable",

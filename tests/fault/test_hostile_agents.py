@@ -81,9 +81,9 @@ FAILURES: dict[str, tuple[Sequence[bytes], str, bool, str]] = {
     "chunk cut": ([head(headers=CHUNKED), chunk(HI)[:-5]], "agent_eof", True, "hung up"),
     "chunk malformed": (
         [head(headers=CHUNKED), chunk(HI), b"zz\r\n"],
-        "agent_eof",
-        True,
-        "hung up",
+        "agent_protocol",
+        False,
+        "did not answer in HTTP",
     ),
     "bad json": (
         [head(), HI, b"event: state\ndata: {\n\n", BYE],

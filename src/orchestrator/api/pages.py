@@ -1,7 +1,9 @@
 """The API about itself: the OpenAPI document and a page to read it."""
 
+import re
 from html import escape
 from importlib.resources import files
+from typing import Final
 
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp
@@ -11,6 +13,8 @@ from orchestrator.api import routes
 from orchestrator.api.calls import Call
 from orchestrator.api.problems import json_response
 from orchestrator.api.table import Route
+
+_CODE: Final = re.compile(r"`([^`]+)`")
 
 
 async def openapi(call: Call) -> ASGIApp:
@@ -51,7 +55,7 @@ def _route(route: Route) -> str:
     rows = "".join(f"<dt>{name}</dt><dd>{_text(text)}</dd>" for name, text in facts if text)
     return (
         f'<details id="{route.name}"><summary><b class="{route.method.lower()}">{route.method}</b>'
-        f"<code>{escape(route.path)}</code><span>{escape(route.summary)}</span></summary>"
+        f"<code>{escape(route.path)}</code><span>{_text(route.summary)}</span></summary>"
         f"<dl>{rows}</dl></details>"
     )
 
@@ -66,4 +70,4 @@ def _list(texts: list[str]) -> str:
 
 
 def _text(text: str) -> str:
-    return escape(text).replace("\n", "<br>")
+    return _CODE.sub(r"<code>\1</code>", escape(text)).replace("\n", "<br>")

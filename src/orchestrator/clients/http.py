@@ -13,6 +13,7 @@ from typing import Final, Self, cast
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from orchestrator.clients.exchange import Answer, ExchangeFailed, Request
@@ -153,7 +154,12 @@ class _Abrupt(ResponseHandler):
         super().set_exception(exc, *cause)
         body = self._payload
         if body is not None and not body.is_eof() and body.exception() is None:
-            body.set_exception(aiohttp.ClientPayloadError(str(exc)))
+            wrong = isinstance(exc, HttpProcessingError)
+            body.set_exception((_Malformed if wrong else aiohttp.ClientPayloadError)(str(exc)))
+
+
+class _Malformed(aiohttp.ClientPayloadError):
+    """A body that is not framed as HTTP frames bodies, which is no hang-up."""
 
 
 class _JudgingResolver(AbstractResolver):
@@ -213,7 +219,7 @@ def _diagnose(error: Exception, url: str) -> ExchangeFailed:
             )
         case aiohttp.ClientConnectorError() | aiohttp.ClientSSLError():
             return ExchangeFailed("unreachable", f"no connection to {_origin(url)}: {_said(error)}")
-        case aiohttp.ClientResponseError():
+        case aiohttp.ClientResponseError() | _Malformed():
             said = _said(error)
             return ExchangeFailed("malformed", f"{_origin(url)} did not answer in HTTP: {said}")
         case TimeoutError():

@@ -52,6 +52,7 @@ class Peer(asyncio.Protocol):
         self._writable.set()
         self.sent = 0
         self.closed_at: float | None = None
+        self._lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the script."""
@@ -71,6 +72,7 @@ class Peer(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Note when the connection ended, and wake whoever waits."""
         del exc
+        self._lost = True
         self._note_close()
         self._writable.set()
 
@@ -129,7 +131,8 @@ class Peer(asyncio.Protocol):
 
     def reset(self) -> None:
         """Break the connection off, whatever is still to be sent."""
-        self.transport.abort()
+        if not self._lost:
+            self.transport.abort()
 
     async def _more(self) -> None:
         if self.closed_at is not None:
