@@ -104,6 +104,13 @@ def raised_for_agents() -> set[str]:
     return found
 
 
+def refused() -> set[str]:
+    """Return every code that the API answers without an error of the tree."""
+    texts = "".join(p.read_text() for p in (ROOT / "src" / "orchestrator" / "api").glob("*.py"))
+    found = re.findall(r'refusal\(\s*\d+, "(\w+)"|"(headers_\w+)"', texts)
+    return {code for pair in found for code in pair if code}
+
+
 def _name(node: ast.expr) -> str:
     return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
@@ -112,6 +119,7 @@ def test_every_error_code_has_its_paragraph() -> None:
     explained = set(headings(ROOT / "docs" / "errors.md"))
     assert codes() >= {"internal_error", "queue_full", "port_busy"}
     assert codes() | set(AGENT_FAILURES) <= explained
+    assert {"method_not_allowed", "headers_too_slow"} <= refused() <= explained
     assert raised_for_agents()
     assert raised_for_agents() <= explained
 

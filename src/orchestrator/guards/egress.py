@@ -29,8 +29,9 @@ _NEVER: Final[tuple[tuple[Network, str], ...]] = tuple(
         ("169.254.0.0/16", "link-local, where clouds keep their metadata"),
         ("fe80::/10", "link-local"),
         ("fec0::/10", "site-local, which nothing should use any more"),
-        ("fd00:ec2::254/128", "a cloud's metadata service"),
+        ("fd00:ec2::/32", "a cloud's metadata or credentials service"),
         ("fd20:ce::254/128", "a cloud's metadata service"),
+        ("fd00:42::42/128", "a cloud's metadata service"),
         ("100.100.100.200/32", "a cloud's metadata service"),
         ("192.0.0.192/32", "a cloud's metadata service"),
         ("168.63.129.16/32", "a cloud's own wire server"),
@@ -41,11 +42,17 @@ _NEVER: Final[tuple[tuple[Network, str], ...]] = tuple(
         ("240.0.0.0/4", "reserved or broadcast"),
     )
 )
-_NAT64: Final = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
+_TRANSLATED: Final = (
+    IPv6Network("64:ff9b::/96"),  # NAT64, RFC 6052
+    IPv6Network("64:ff9b:1::/48"),  # NAT64 of one site, RFC 8215
+    IPv6Network("::ffff:0:0:0/96"),  # stateless translation, RFC 2765
+)
 _COMPATIBLE: Final = IPv6Network("::/96")
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\.?")
 _NUMBER: Final = re.compile(r"(?:0[xX][0-9a-fA-F]*|[0-9]+)")
 _BEGINNING: Final = re.compile(r"https?://[^/?#]", re.IGNORECASE)
+_BRACKETED: Final = re.compile(r"\[[^\[\]]*\](?::[0-9]*)?")
+_USER: Final = re.compile(r"(?:^|(?<=/))[^/]*@")
 _UGLY: Final = re.compile(r"[\x00-\x20\x7f\\]|[^\x00-\x7f]")
 _SHOWN: Final = 200
 
@@ -115,7 +122,7 @@ def _host_of(url: str) -> str:
     The sender parses the URL with a parser of its own, so what two parsers could read differently
     (backslashes, spaces, user names, percent signs in hosts) must not get that far.
     """
-    shown = repr(url[:_SHOWN])
+    shown = repr(_USER.sub("…@", url)[:_SHOWN])
     if _UGLY.search(url):
         _refuse(f"{shown} holds a space, backslash, control or non-ASCII character; encode it")
     try:
@@ -129,7 +136,12 @@ def _host_of(url: str) -> str:
         _refuse("a URL must not carry a user name or password; register the agent with `auth`")
     if port == 0:
         _refuse(f"{shown} names port 0; ports go from 1 to 65535")
-    return _bracketed(host, shown) if parts.netloc.startswith("[") else _named(host, shown)
+    if not parts.netloc.startswith("["):
+        return _named(host, shown)
+    # Older Pythons let text stand behind the bracket, and other parsers dial that.
+    if not _BRACKETED.fullmatch(parts.netloc):
+        _refuse(f"{shown} has something other than a port behind its brackets")
+    return _bracketed(host, shown)
 
 
 def _named(host: str, shown: str) -> str:
@@ -178,7 +190,7 @@ def _meanings(address: Address) -> Iterator[Address]:
     if address.teredo is not None:
         yield from address.teredo
     compatible = address in _COMPATIBLE and not address.is_loopback
-    if compatible or any(address in network for network in _NAT64):
+    if compatible or any(address in network for network in _TRANSLATED):
         yield IPv4Address(int(address) & 0xFFFF_FFFF)
 
 
