@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import pwd
 import shutil
 import subprocess
 import sys
@@ -168,31 +167,48 @@ async def _try(commit: object) -> str:
     return "taken"
 
 
+# The interpreter and the package may live where only root goes, so it starts as root and has
+# everything it needs in memory before it becomes nobody.
+AS_NOBODY = """
+import asyncio, functools, os, pwd, sys
+from orchestrator.stores.sqlite import open_store, schema
+from orchestrator.testing.fake_world import FakeWorld
+
+async def main(path):
+    store = await open_store(f"file:{path}", world=FakeWorld())
+    await store.close()
+
+schema.migrations = functools.cache(schema.migrations)
+asyncio.run(main(sys.argv[1]))
+nobody = pwd.getpwnam("nobody")
+os.setgroups([])
+os.setgid(nobody.pw_gid)
+os.setuid(nobody.pw_uid)
+assert os.geteuid() == nobody.pw_uid
+print("became nobody", flush=True)
+asyncio.run(main(sys.argv[2]))
+"""
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become nobody")
 @pytest.mark.parametrize("what", ["file", "folder"])
-def test_what_may_not_be_written_is_refused_in_a_sentence(tmp_path: Path, what: str) -> None:
-    script = (
-        "import asyncio\nfrom orchestrator.stores.sqlite import open_store\n"
-        "from orchestrator.testing.fake_world import FakeWorld\n"
-        "async def main():\n"
-        "    store = await open_store('file:o.db', world=FakeWorld())\n    await store.close()\n"
-        "asyncio.run(main())\n"
-    )
+async def test_what_may_not_be_written_is_refused_in_a_sentence(tmp_path: Path, what: str) -> None:
     folder = Path("/var/tmp") / f"orchestrator-{os.getpid()}-{what}"  # noqa: S108  # nobody may go there
     folder.mkdir()
+    folder.chmod(0o755)
     try:
-        made = subprocess.run([sys.executable, "-c", script], cwd=folder, check=False)
-        assert made.returncode == 0
+        store = await open_store(f"file:{folder}/o.db", world=FakeWorld())
+        await store.close()
         (folder / "o.db.lock").chmod(0o666)
+        (folder / "o.db").chmod(0o644)
         if what == "file":
             folder.chmod(0o777)  # the file alone is the obstacle
         before = (folder / "o.db").read_bytes()
-        nobody = pwd.getpwnam("nobody")
         done = subprocess.run(
-            [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True,
-            user=nobody.pw_uid, group=nobody.pw_gid, extra_groups=[], check=False,
-            env={"PATH": os.defpath, "PYTHONPATH": os.pathsep.join(sys.path)},
+            [sys.executable, "-c", AS_NOBODY, tmp_path / "warm.db", folder / "o.db"],
+            cwd=folder, capture_output=True, text=True, check=False,
         )  # fmt: skip
+        assert done.stdout == "became nobody\n", done.stderr
         said = done.stderr.strip().splitlines()[-1]
         assert "DatabaseRefused" in said
         assert "cannot be" in said
