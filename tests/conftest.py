@@ -12,6 +12,7 @@ from hypothesis import settings
 from . import processes
 from .not_run import NotRun
 from .processes import Running
+from .rigs import Rigs
 
 pytest.register_assert_rewrite("orchestrator.testing")
 
@@ -31,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("full" if config.getoption("--full") else "quick")
     config.pluginmanager.register(NotRun(), "not-run")
+    config.pluginmanager.register(Rigs(), "rigs")
 
 
 @pytest.fixture(scope="session")

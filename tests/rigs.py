@@ -1,0 +1,86 @@
+"""Counts what the fault rigs did, fails one whose fault never fired, and closes with a table."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+FOLDER = "fault"
+
+
+class Tally:
+    """What one test did: its rounds, and how often each of its faults really fired."""
+
+    def __init__(self) -> None:
+        self.rounds = 0
+        self.fired: Counter[str] = Counter()
+
+    def expect(self, *faults: str) -> None:
+        """Name faults that must fire; one that has not by the end of the test fails it."""
+        self.fired.update(dict.fromkeys(faults, 0))
+
+    def round(self, count: int = 1) -> None:
+        """Note rounds that are over."""
+        self.rounds += count
+
+    def fire(self, fault: str, count: int = 1) -> None:
+        """Note that a fault fired."""
+        self.fired[fault] += count
+
+    def silent(self) -> list[str]:
+        """Return the faults that were to fire and did not."""
+        return sorted(fault for fault, count in self.fired.items() if not count)
+
+
+@dataclass
+class Rig:
+    """The sum of a rig's tests."""
+
+    rounds: int = 0
+    fired: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    failed: int = 0
+
+
+class Rigs:
+    """The plugin: hands out tallies and adds them up per file of tests/fault."""
+
+    def __init__(self) -> None:
+        self.rigs: defaultdict[str, Rig] = defaultdict(Rig)
+
+    @pytest.fixture
+    def tally(self, request: pytest.FixtureRequest) -> Iterator[Tally]:
+        """Hand out the test's tally; fail it when a fault that it named did not fire."""
+        tally = Tally()
+        yield tally
+        rig = self.rigs[name_of(request.node.path)]
+        rig.rounds += tally.rounds
+        rig.fired.update(tally.fired)
+        if tally.silent():
+            pytest.fail(f"never fired: {', '.join(tally.silent())}; this rig proved nothing")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        path = Path(report.nodeid.partition("::")[0])
+        if path.parent.name == FOLDER:
+            rig = self.rigs[name_of(path)]
+            rig.seconds += report.duration
+            rig.failed += report.failed
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self.rigs:
+            return
+        terminalreporter.section("rigs")
+        for name, rig in sorted(self.rigs.items()):
+            fired = [f"{fault} {count:,}" for fault, count in sorted(rig.fired.items())]
+            mark = "FAILED" if rig.failed else "held"
+            rounds = f"{rig.rounds:,}" if rig.rounds else "-"
+            terminalreporter.write_line(
+                f"{name:<16} {mark:<7} {rounds:>9} rounds {rig.seconds:>8.1f} s  {', '.join(fired)}"
+            )
+
+
+def name_of(path: Path) -> str:
+    """Return a rig's name, as `./orchestrator prove` takes it."""
+    return path.stem.removeprefix("test_")
