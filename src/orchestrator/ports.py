@@ -39,6 +39,10 @@ class Store(Protocol):
 
     Every method raises Unavailable (or StorageFull) for what may pass, StoreFailure for what
     will not; after StoreFailure the process must stop.
+
+    What `get`, `find` and `count` return is on disk, too, for somebody may be shown it. With
+    `deciding` it may be a moment ahead of the disk: enough for a decision whose own commit comes
+    after it, and not to be shown to anybody before that.
     """
 
     def now(self) -> int:
@@ -53,12 +57,17 @@ class Store(Protocol):
         """Return up to `limit` events of a run with `seq > after`, in order."""
         ...
 
-    async def get(self, kind: type[R], *key: Any) -> R | None:
+    async def get(self, kind: type[R], *key: Any, deciding: bool = False) -> R | None:
         """Return the record of that key."""
         ...
 
     async def find(
-        self, kind: type[R], *where: Where, order: str = "", limit: int = 100
+        self,
+        kind: type[R],
+        *where: Where,
+        order: str = "",
+        limit: int = 100,
+        deciding: bool = False,
     ) -> list[R]:
         """Return records that meet every condition, ordered by a column (`-column` descending)."""
         ...

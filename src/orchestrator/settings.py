@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
 import msgspec
@@ -118,6 +118,16 @@ def _list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def _egress(text: str) -> tuple[str, ...]:
+    words = _list(text)
+    for word in words:
+        if "/" in word:
+            ip_network(word, strict=False)
+        elif not re.fullmatch(r"[A-Za-z0-9.*?_:-]+", word):
+            raise ValueError(word)
+    return words
+
+
 def _url(text: str) -> str:
     if not re.match(r"https?://[^/\s]+", text):
         raise ValueError(text)
@@ -183,7 +193,8 @@ VARIABLES: Final[tuple[Variable, ...]] = (
              "what links say; unset: the server's own address"),
     Variable("AGENT_BASE_URL", "agent_base_url", _url, _HTTP, "",
              "what agents are told to call back; unset: `PUBLIC_URL`"),
-    Variable("EGRESS_ALLOW", "egress_allow", _list, "a comma list", "",
+    Variable("EGRESS_ALLOW", "egress_allow", _egress,
+             "a comma list of `loopback`, networks such as 10.0.0.0/8 and host patterns", "",
              "what else may be dialled: `loopback`, networks such as 10.0.0.0/8, host patterns"),
     Variable("SECRET_KEY", "secret_keys", _list, "a comma list of keys", "",
              "encrypts credentials; the first encrypts, all decrypt", secret=True),

@@ -4,11 +4,13 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
 from orchestrator.clients.agents import agent_clients
 from orchestrator.clients.http import HTTPClient
+from orchestrator.clients.streaming import StreamingClient
 from orchestrator.core.errors import AgentFailure
 from orchestrator.core.frames import Delta, Done, Frame
 from orchestrator.ports import AgentCall
@@ -44,12 +46,22 @@ class Names:
         return [(int(families[":" in address]), address) for address in self._book[host]]
 
 
-def client(egress: OpenEgress | None = None, world: Names | RealWorld | None = None) -> HTTPClient:
+Client: TypeAlias = HTTPClient | StreamingClient
+DRIVERS: dict[str, type[Client]] = {"own": StreamingClient, "aiohttp": HTTPClient}
+
+
+class Chosen:
+    """Which client a test is run with; the fixture `driver` runs it with both."""
+
+    name = "own"
+
+
+def client(egress: OpenEgress | None = None, world: Names | RealWorld | None = None) -> Client:
     """Return an HTTP client that may dial whatever the test does not forbid."""
-    return HTTPClient(world or RealWorld(), egress or OpenEgress())
+    return DRIVERS[Chosen.name](world or RealWorld(), egress or OpenEgress())
 
 
-async def frames_of(http: HTTPClient, call: AgentCall, protocol: str = "native") -> list[Frame]:
+async def frames_of(http: Client, call: AgentCall, protocol: str = "native") -> list[Frame]:
     """Return every frame of one invocation."""
     frames: list[Frame] = []
     async with agent_clients(http)[protocol].open(call) as stream:
@@ -59,13 +71,13 @@ async def frames_of(http: HTTPClient, call: AgentCall, protocol: str = "native")
 
 
 def opened(
-    http: HTTPClient, agent: FakeAgent
+    http: Client, agent: FakeAgent
 ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Frame]]]:
     """Return the open stream of one invocation."""
     return agent_clients(http)["native"].open(calling(agent.url))
 
 
-async def failure_of(http: HTTPClient, call: AgentCall) -> AgentFailure:
+async def failure_of(http: Client, call: AgentCall) -> AgentFailure:
     """Return how an invocation fails."""
     with pytest.raises(AgentFailure) as caught:
         await frames_of(http, call)

@@ -13,6 +13,8 @@ from orchestrator.testing.open_egress import OpenEgress
 
 from .calls import BYE, HI, SAID, Names, client, failure_of, frames_of
 
+pytestmark = pytest.mark.usefixtures("driver")
+
 
 async def test_nobody_listens() -> None:
     async with FakeAgent(answering()) as agent:

@@ -31,6 +31,8 @@ from .calls import (
     opened,
 )
 
+pytestmark = pytest.mark.usefixtures("driver")
+
 _FLOOD = "".join(f"X-{n}: {'y' * 50}\r\n" for n in range(1000))
 FAILURES: dict[str, tuple[Sequence[bytes], str, bool, str]] = {
     "500": ([head(500), b"boom\x00\n"], "agent_status", True, "answered 500: boom"),

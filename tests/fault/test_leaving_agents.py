@@ -27,6 +27,8 @@ from .calls import (
     resident,
 )
 
+pytestmark = pytest.mark.usefixtures("driver")
+
 
 async def test_leaving_closes_the_connection_at_once() -> None:
     async def script(peer: Peer) -> None:

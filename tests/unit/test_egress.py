@@ -1,6 +1,8 @@
 """What may be dialled: every way to write an address, and what is never reached by any of them."""
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
+import re
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 import pytest
 from hypothesis import given
@@ -36,6 +38,10 @@ def reason(guard: EgressGuard, url: str, *, operator: bool = True) -> str:
         "http://.a/", "http://a..b/", "http://-/", "http://a!/", "http://a,b/", "http://*/",
         "http://127.1/", "http://127.0.1/", "http://2130706433/", "http://0x7f.1/", "http://0x/",
         "http://0177.0.0.1/", "http://127.0.0.0x1/", "http://1.2.3.4.5/", "http://256.1.1.1/",
+        "http://[::1]x:80/", "http://[::1]:80x/", "http://[::1][::2]/", "http://a[::1]/",
+        "http://[1.2.3.4]/", "http://[::ffff:127.1]/", "http://a.b:80:80/", "http:\\\\a",
+        "http://1２7.0.0.1/", "http://a\u200b.b/", "http://a.b/\ud800", "http://a.b/é",
+        "http://a.b\x7f/", "http://a.b/x\\y", "http://a.b;127.0.0.1/", "http:////a.b/",
         "http://01.2.3.4/", "http://a.1/", "http://a.0x1/", "http://127.0.0.1%00/",
     ],
 )  # fmt: skip
@@ -53,7 +59,12 @@ def test_forms_that_parsers_disagree_on_are_refused(url: str) -> None:
         "http://[::ffff:169.254.169.254]/", "http://[::ffff:a9fe:a9fe]/", "http://[::169.254.169.254]/",
         "http://[64:ff9b::169.254.169.254]/", "http://[64:ff9b::a9fe:a9fe]/",
         "http://[2002:a9fe:a9fe::1]/", "http://169.254.169.254./", "HTTP://169.254.169.254:80/x?y#z",
-        "http://[fd20:ce::254]/",
+        "http://[fd20:ce::254]/", "http://[fd00:ec2::23]/", "http://[fd00:42::42]/",
+        "http://169.254.0.1/", "http://169.254.170.2/", "http://169.254.255.255/",
+        "http://[fe80:1::1]/", "http://[febf::1]/", "http://[::ffff:0:169.254.169.254]/",
+        "http://[64:ff9b:1::169.254.169.254]/", "http://239.255.255.250/", "http://[ff0e::1]/",
+        "http://[::ffff:255.255.255.255]/", "http://[::ffff:0.0.0.0]/",
+        "http://[2001:0:a9fe:a9fe::f7f7:f7f7]/", "http://[2001:0:808:808::5601:5601]/",
     ],
 )  # fmt: skip
 def test_some_addresses_are_never_dialled_whatever_is_allowed(url: str) -> None:
@@ -75,7 +86,10 @@ def test_loopback_is_for_servers_that_only_this_machine_reaches(url: str) -> Non
 @pytest.mark.parametrize(
     "url",
     ["http://10.0.0.1/", "http://172.16.0.1:99/", "https://192.168.1.1/a", "http://[fd00::1]/",
-     "http://100.64.0.1/", "http://[::ffff:10.0.0.1]/", "http://198.18.0.1/"],
+     "http://100.64.0.1/", "http://[::ffff:10.0.0.1]/", "http://198.18.0.1/",
+     "http://10.255.255.255/", "http://172.31.255.255/", "http://[fdff::1]/",
+     "http://[64:ff9b::10.0.0.1]/", "http://[2002:a00:1::]/", "http://[::ffff:0:10.0.0.1]/",
+     "http://192.0.2.1/", "http://[2001:db8::1]/", "http://[::10.0.0.1]/"],
 )  # fmt: skip
 def test_private_addresses_are_for_operators(url: str) -> None:
     assert not reason(NARROW, url)
@@ -144,3 +158,87 @@ def test_an_address_inside_another_is_judged_too(address: IPv4Address) -> None:
         str(IPv6Address(0x2002 << 112 | int(address) << 80)),
     ):
         assert allowed(str(address)) or not allowed(text)
+
+
+def test_words_of_the_list_may_be_written_as_people_do() -> None:
+    guard = EgressGuard((" LoopBack ", " *.Corp.Example", "10.1.2.3/16"))
+    assert not reason(guard, "http://localhost/")
+    guard.judge("db.corp.example", "192.168.0.1", operator=False)
+    assert not reason(guard, "http://10.1.9.9/", operator=False)
+
+
+@pytest.mark.parametrize("word", ["127.0.0.0/8", "::1", "localhost", "*", "0.0.0.0/0", "::/0"])
+def test_only_its_own_word_allows_loopback(word: str) -> None:
+    for url in ("http://localhost/", "http://127.0.0.1/", "http://[::1]/"):
+        assert "EGRESS_ALLOW=loopback" in reason(EgressGuard((word,)), url)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "x.localhost"])
+def test_allowing_loopback_allows_no_private_network(host: str) -> None:
+    guard = EgressGuard(("loopback",), loopback=True)
+    assert not reason(guard, f"http://{host}/", operator=False)
+    assert "EGRESS_ALLOW" in reason(guard, "http://10.0.0.1/", operator=False)
+
+
+def test_a_zone_changes_nothing_about_an_address() -> None:
+    with pytest.raises(EgressRefused, match="link-local"):
+        OPEN.judge("x", "fe80::1%eth0", operator=True)
+    NARROW.judge("x", "2606:4700::1111%eth0", operator=False)
+    assert "interface" in reason(OPEN, "http://[fe80::1%25eth0]/")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://u:hunter2@a.b/", "http://u:hunter2@a.b:99999/", "http://u:hunter2@a b/",
+     "http://u:hunter2@[::1]x/", "ftp://u:hunter2@a.b/", "http://u:hunter2@a@b.c:x/",
+     "http://u:" + "x" * 190 + "hunter2@a.b:99999/"],
+)  # fmt: skip
+def test_a_refusal_repeats_no_password(url: str) -> None:
+    assert "hunter2" not in (reason(OPEN, url) or "hunter2")
+
+
+NEVER = [
+    ip_network(network)
+    for network in ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128", "100.100.100.200/32",
+                    "0.0.0.0/32", "::/128", "224.0.0.0/4", "ff00::/8", "255.255.255.255/32")
+]  # fmt: skip
+WRITTEN: list[Callable[[IPv4Address], str]] = [
+    str,
+    "::ffff:{}".format,
+    "::{}".format,
+    "64:ff9b::{}".format,
+    "::ffff:0:{}".format,
+    lambda address: str(IPv6Address(0x2002 << 112 | int(address) << 80 | 1)),
+    lambda address: str(IPv6Address(0x2001 << 112 | 0x8080808 << 64 | int(address) ^ 0xFFFF_FFFF)),
+]
+
+
+def addresses_in(
+    network: IPv4Network | IPv6Network,
+) -> st.SearchStrategy[IPv4Address | IPv6Address]:
+    return st.integers(0, network.num_addresses - 1).map(lambda n: network[n])
+
+
+@given(st.sampled_from(NEVER).flatmap(addresses_in), st.booleans())
+def test_nothing_leads_to_what_is_never_dialled(
+    address: IPv4Address | IPv6Address, operator: bool
+) -> None:
+    spellings = WRITTEN if isinstance(address, IPv4Address) else [str]
+    for spelling in spellings:
+        text = spelling(address)  # type: ignore[arg-type]  # only str is given an IPv6 address
+        with pytest.raises(EgressRefused, match="never dialled"):
+            OPEN.judge("x", text, operator=operator)
+        url = f"http://[{text}]/" if ":" in text else f"http://{text}/"
+        assert "never dialled" in reason(OPEN, url, operator=operator)
+
+
+@given(ADDRESSES)
+def test_a_url_and_a_resolved_address_are_judged_alike(address: IPv4Address | IPv6Address) -> None:
+    url = f"http://[{address}]/" if address.version == 6 else f"http://{address}/"
+    for operator in (True, False):
+        said = reason(NARROW, url, operator=operator)
+        if said:
+            with pytest.raises(EgressRefused, match=f"^{re.escape(said)}$"):
+                NARROW.judge(str(address), str(address), operator=operator)
+        else:
+            NARROW.judge(str(address), str(address), operator=operator)

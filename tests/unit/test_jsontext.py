@@ -1,7 +1,9 @@
 """JSON as others write it is decoded, mended or refused, and never costs more than its length."""
 
+import inspect
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -34,6 +36,10 @@ def test_what_is_well_formed_is_unchanged(value: Any) -> None:
         (r'"\\\ud83d"', "\\\ufffd"),
         (r'"\\\\ud83d"', "\\\\ud83d"),
         (r'{"\uD83D": ["\uDE00x"]}', {"\ufffd": ["\ufffdx"]}),
+        (r'"\uDBFF\uDFFF"', "\U0010ffff"),
+        (r'"\uDAFF"', "\ufffd"),
+        (r'"\uDBFF\uDBFF\uDFFF\uDFFF"', "\ufffd\U0010ffff\ufffd"),
+        (r'"\ud83d\\ude00"', "\ufffd\\ude00"),
     ],
 )
 def test_unpaired_surrogates_are_mended(text: str, value: Any) -> None:
@@ -42,7 +48,9 @@ def test_unpaired_surrogates_are_mended(text: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[1,]", "{'a':1}", "NaN", "Infinity", "-", "01", "1 2", '"\x01"', '"\\x"', "nul",
+    ["", "{", "[1,]", "{'a':1}", "NaN", "Infinity", "-Infinity", "[NaN]", "1e400", "9" * 5000,
+     "\ufeff1", '"\ud800"', r'"\ud800', r'"\ud8"', "{1:2}",
+     "-", "01", "1 2", '"\x01"', '"\\x"', "nul",
      b'"\xff"', b"\xff", "[" * 300 + "]" * 300, '{"a":' * 300 + "1" + "}" * 300, "[" * 100_000],
 )  # fmt: skip
 def test_what_is_not_json_is_refused(text: str | bytes) -> None:
@@ -53,8 +61,58 @@ def test_what_is_not_json_is_refused(text: str | bytes) -> None:
 def test_brackets_within_strings_do_not_nest() -> None:
     text = "[" * 1000 + '"\\'
     assert jsontext.decode(msgspec.json.encode([text])) == [text]
-    deep = "[" * jsontext.NESTING_MAX + "]" * jsontext.NESTING_MAX
-    assert jsontext.decode(deep)
+
+
+@pytest.mark.parametrize(
+    "fits",
+    [
+        "[" * 256 + "]" * 256,
+        '{"a":' * 256 + "1" + "}" * 256,
+        '[{"a":' * 128 + "1" + "}]" * 128,
+        "[" * 255 + "[],{}," * 300 + "1" + "]" * 255,
+    ],
+)
+def test_the_limit_of_nesting_is_exact(fits: str) -> None:
+    assert jsontext.decode(fits)
+    with pytest.raises(jsontext.MalformedJSON, match="nested over 256 deep"):
+        jsontext.decode(f"[{fits}]")
+
+
+@pytest.mark.parametrize("room", [30, 60, 100, 200])
+def test_what_fits_is_decoded_or_refused_where_the_stack_is_nearly_full(room: int) -> None:
+    def dive(levels: int) -> Any:
+        return dive(levels - 1) if levels else jsontext.decode("[" * 256 + "]" * 256)
+
+    free = sys.getrecursionlimit() - len(inspect.stack(0))
+    with suppress(jsontext.MalformedJSON):
+        assert dive(free - room)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"a":1,"b":2,"a":3}', {"a": 3, "b": 2}),
+        (r'{"\ud800":1,"\ud801":2}', {"\ufffd": 2}),
+        ("18446744073709551616", 1 << 64),
+        ("-9223372036854775809", -(1 << 63) - 1),
+        ("9" * 400, 10**400 - 1),
+        ("1e-400", 0.0),
+        ("0." + "1" * 5000, 1 / 9),
+    ],
+)
+def test_odd_values_are_kept_and_can_be_written_again(text: str, value: Any) -> None:
+    found = jsontext.decode(text)
+    assert found == value
+    assert jsontext.decode(jsontext.canonical(found)) == value
+
+
+def test_a_refusal_says_where_and_not_too_much() -> None:
+    with pytest.raises(jsontext.MalformedJSON, match=r"truncated \(byte 5\)"):
+        jsontext.decode('{"a":')
+    wanted = msgspec.defstruct("Wanted", [("x" * 1000, int)])
+    with pytest.raises(jsontext.MalformedJSON) as caught:
+        jsontext.decode("{}", wanted)
+    assert len(str(caught.value)) == 200
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The event-stream parser does what the standard says, however the bytes are split."""
 
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -12,6 +13,8 @@ CASES: dict[str, tuple[bytes, list[tuple[str, str, str]]]] = {
     "data alone": (b"data: x\n\n", [("message", "x", "")]),
     "event and data": (b"event: a\ndata: x\n\n", [("a", "x", "")]),
     "data before event": (b"data: x\nevent: a\n\n", [("a", "x", "")]),
+    "an empty name is a message": (b"event: \ndata: x\n\n", [("message", "x", "")]),
+    "a name and lines": (b"event: a\ndata: x\ndata: y\n\n", [("a", "x\ny", "")]),
     "no space": (b"data:x\n\n", [("message", "x", "")]),
     "one space of two": (b"data:  x\n\n", [("message", " x", "")]),
     "lines are joined": (b"data: x\ndata\ndata: y\n\n", [("message", "x\n\ny", "")]),
@@ -25,6 +28,7 @@ CASES: dict[str, tuple[bytes, list[tuple[str, str, str]]]] = {
     "ids stay": (b"id: 1\ndata: x\n\ndata: y\n\n", [("message", "x", "1"), ("message", "y", "1")]),
     "an empty id resets": (b"id: 1\nid\ndata: x\n\n", [("message", "x", "")]),
     "an id with NUL is none": (b"id: 1\nid: \x002\ndata: x\n\n", [("message", "x", "1")]),
+    "an id without data stays": (b"id: 1\n\ndata: x\n\n", [("message", "x", "1")]),
     "CR": (b"event: a\rdata: x\r\rdata: y\r\r", [("a", "x", ""), ("message", "y", "")]),
     "CRLF": (b"event: a\r\ndata: x\r\n\r\n", [("a", "x", "")]),
     "all three": (b"data: x\r\ndata: y\rdata: z\n\r\n", [("message", "x\ny\nz", "")]),
@@ -34,6 +38,12 @@ CASES: dict[str, tuple[bytes, list[tuple[str, str, str]]]] = {
     "U+2028 and U+0085 part nothing": (
         "data: a\u2028b\u0085c\x0b\x0c\n\n".encode(), [("message", "a\u2028b\u0085c\x0b\x0c", "")],
     ),
+    "NUL is text": (b"event: \0\ndata: \0\n\n", [("\0", "\0", "")]),
+    "a BOM in data is text": (b"data: \xef\xbb\xbfx\n\n", [("message", "\ufeffx", "")]),
+    "half a BOM": (b"\xef\xbbdata: x\n\ndata: y\n\n", [("message", "y", "")]),
+    "half a BOM alone": (b"\xef\xbb", []),
+    "bad UTF-8 ends with its line": (b"data: \xf0\x9f\ndata: \xe2\n\n",
+                                     [("message", "\ufffd\n\ufffd", "")]),
     "bad UTF-8": (b"data: \xff\xc3\n\n", [("message", "\ufffd\ufffd", "")]),
     "many blank lines": (b"\n\n\n\ndata: x\n\n\n\n\ndata: y\n\n",
                          [("message", "x", ""), ("message", "y", "")]),
@@ -168,3 +178,79 @@ def test_what_was_whole_before_the_breach_is_handed_out() -> None:
     assert len(parser.feed(b"data: 1\n\ndata: " + b"x" * 200)) == 1
     with pytest.raises(LineTooLong):
         parser.feed(b"")
+
+
+def test_an_id_counts_for_resuming_once_its_block_has_ended() -> None:
+    parser = SSEParser()
+    parser.feed(b"id: 1\n\nid: 2\n")
+    assert parser.last_event_id == "1"
+    parser.feed(b"data: x\n")
+    assert parser.last_event_id == "1"
+    parser.feed(b"\ndata: y\n\nid: 3\n")
+    assert parser.last_event_id == "2"
+
+
+def test_an_id_stands_before_the_plain_block_that_follows_it() -> None:
+    parser = SSEParser()
+    parser.feed(b"id: 1\n")
+    assert told(parser.feed(b"data: x\n\n")) == [("message", "x", "1")]
+    assert parser.last_event_id == "1"
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b" ", b"  1", b" -1", b" +1", b" 1.5", b" 1e3", b" 1_0", "\u0663".encode()]
+)
+def test_a_retry_is_nothing_but_ascii_digits(value: bytes) -> None:
+    parser = SSEParser()
+    parser.feed(b"retry: 007\nretry:" + value + b"\n")
+    assert parser.retry == 7
+
+
+def test_an_end_is_told_once() -> None:
+    parser = SSEParser()
+    parser.feed(b"event: a\ndata: 1")
+    assert told(parser.close()) == [("a", "1", "")]
+    assert parser.close() == []
+    parser.feed(b"event: a\ndata: {\n")
+    assert parser.close() == []
+    assert told(parser.feed(b"data: x\n\n")) == [("message", "x", "")]
+
+
+@pytest.mark.parametrize("size", [1, 16, 100, 1000])
+def test_a_line_in_pieces_may_reach_the_limit_but_not_pass_it(size: int) -> None:
+    line = b"data: " + b"x" * 994
+    parser = SSEParser(max_line=1000)
+    for at in range(0, 1000, size):
+        assert parser.feed(line[at : at + size]) == []
+    assert [len(event.data) for event in parser.feed(b"\n\n")] == [994]
+    for at in range(0, 1000, size):
+        parser.feed(line[at : at + size])
+    with pytest.raises(LineTooLong, match="line is over 1000 bytes"):
+        parser.feed(b"x")
+
+
+@pytest.mark.parametrize(("extra", "breach"), [(0, False), (1, True)])
+def test_the_limit_of_data_counts_its_line_ends_but_the_last(extra: int, breach: bool) -> None:
+    parser = SSEParser(max_line=20)
+    stream = b"data: 123456789\ndata: 1234567890" + b"x" * extra + b"\n\n"
+    if breach:
+        with pytest.raises(LineTooLong, match="event's data is over 20 bytes"):
+            parser.feed(stream)
+    else:
+        assert told(parser.feed(stream)) == [("message", "123456789\n1234567890", "")]
+
+
+def test_the_usual_limit_is_a_mebibyte_and_bounds_what_is_kept() -> None:
+    parser, piece = SSEParser(), bytes(1 << 16)
+    tracemalloc.start()
+    try:
+        for _ in range(16):
+            parser.feed(piece)
+        for _ in range(64):
+            with pytest.raises(LineTooLong, match="1048576"):
+                parser.feed(piece)
+        now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 << 20
+    assert now < 1 << 18

@@ -60,12 +60,17 @@ class SQLiteStore:
         """Return events of a run."""
         return await self._reader.read(run_id, after, limit)
 
-    async def get(self, kind: type[R], *key: Any) -> R | None:
+    async def get(self, kind: type[R], *key: Any, deciding: bool = False) -> R | None:  # noqa: ARG002  # every answer is on disk
         """Return the record of that key."""
         return self._reader.get(kind, key)
 
     async def find(
-        self, kind: type[R], *where: Where, order: str = "", limit: int = 100
+        self,
+        kind: type[R],
+        *where: Where,
+        order: str = "",
+        limit: int = 100,
+        deciding: bool = False,  # noqa: ARG002  # every answer is on disk
     ) -> list[R]:
         """Return records that meet every condition."""
         return self._reader.find(kind, where, order, limit)
