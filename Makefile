@@ -31,6 +31,7 @@ bench: ## measure
 docs: setup ## write the generated pages
 	.venv/bin/python docs/generate.py
 
-lock: ## renew both locks (needs uv); make lock NEWER=--upgrade takes the newest
+lock: ## renew the locks (needs uv); make lock NEWER=--upgrade takes the newest
 	$(LOCK) requirements.lock > /dev/null
 	$(LOCK) requirements-test.lock --extra test --constraints requirements.lock > /dev/null
+	$(LOCK) requirements-bench.lock --extra bench --constraints requirements-test.lock > /dev/null

@@ -1,50 +1,62 @@
 """Runs benchmarks: `./orchestrator bench` for all, `./orchestrator bench NAME ...` for some.
 
 Each prints its rows: what was measured, the figure, the bound that we set ourselves. The exit code
-is 1 when a bound is broken; bounds are ratios of things measured side by side in this run.
+is 1 when a bound is broken. `./orchestrator bench compare OLD.json [NEW.json]` puts two stored
+reports side by side.
 """
 
 import argparse
-import asyncio
 import sys
 import tempfile
 from importlib import import_module
 from pathlib import Path
 from typing import Final
 
-from bench.report import Row, machine, show, write
+from bench.report import QUICK, Report, Row, Size, machine, show, write
+from bench.rig import Rig, many_descriptors
+from tests.processes import ROOT
 
-NAMES: Final = ("ingress",)
+NAMES: Final = ("paced", "burst", "churn", "ingress")
 
 
-async def run(names: list[str]) -> list[Row]:
+def run(names: list[str], size: Size, checkout: Path) -> list[Row]:
     """Run benchmarks one after the other, showing each row as it comes."""
     rows: list[Row] = []
     for name in names:
-        with tempfile.TemporaryDirectory(prefix=f"bench-{name}-") as folder:
-            async for row in import_module(f"bench.{name}").measure(Path(folder)):
+        with (
+            tempfile.TemporaryDirectory(prefix=f"bench-{name}-") as folder,
+            Rig(folder, checkout) as rig,
+        ):
+            for row in import_module(f"bench.{name}").measure(rig, size):
                 show(row)
                 rows.append(row)
     return rows
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Run what the command line asks for."""
-    parser = argparse.ArgumentParser(prog="orchestrator bench")
+    parser = argparse.ArgumentParser(prog="orchestrator bench", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; all without")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
-    options = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="one short round of each")
+    parser.add_argument(
+        "--of", type=Path, default=ROOT, metavar="CHECKOUT", help="measure the server found there"
+    )
+    options = parser.parse_args(arguments)
     unknown = set(options.names) - set(NAMES)
     if unknown:
         parser.error(f"there is no {unknown.pop()!r}; there are {', '.join(NAMES)}")
-    print(machine())
-    rows = asyncio.run(run(options.names or list(NAMES)))
+    many_descriptors()
+    report = Report(machine(), [])
+    print(report.machine)
+    size = QUICK if options.quick else Size()
+    report.rows += run(options.names or list(NAMES), size, options.of.resolve())
     if options.json:
-        write(options.json, rows)
-    broken = [row for row in rows if not row.good]
-    print(f"{len(rows)} rows, {len(broken)} beyond their bound")
+        write(options.json, report)
+    broken = [row for row in report.rows if not row.good]
+    print(f"{len(report.rows)} rows, {len(broken)} beyond their bound")
     return 1 if broken else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -2,18 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from statistics import median
 from typing import Final
 
-from bench.report import Row
+from bench.report import Row, Size
+from bench.rig import Rig
 from tests.fault.ingress import Ingress
 from tests.fault.load import Agent, follow, invoke, register
 from tests.processes import Running, start_server
 
-ROUNDS: Final = 15
+ROUNDS: Final = 5
 WIDTH: Final = 8
 DELTAS: Final = 50
 PAUSE_S: Final = 0.02
@@ -21,8 +22,16 @@ BOUND: Final = 1.1
 ORDER: Final = ("off", "slow", "hung", "absent")
 
 
-async def measure(folder: Path) -> AsyncIterator[Row]:
+def measure(rig: Rig, size: Size) -> Iterator[Row]:
     """Yield the ratio of a run's time with each kind of ingress to its time with none."""
+    times = asyncio.run(_times(rig.folder(), size.rounds * ROUNDS))
+    for name in ("slow", "hung", "absent"):
+        ratio = median(times[name]) / median(times["off"])
+        yield Row("ingress", f"time of a run, {name} ingress : none", ratio, most=BOUND)
+    yield Row("ingress", "time of a run without ingress", median(times["off"]) * 1000, "ms")
+
+
+async def _times(folder: Path, rounds: int) -> dict[str, list[float]]:
     ingresses = {"slow": Ingress(delay_s=0.01), "hung": Ingress(hung=True), "absent": Ingress()}
     async with AsyncExitStack() as stack:
         agent_url = await stack.enter_async_context(Agent(DELTAS, PAUSE_S).serving())
@@ -33,13 +42,10 @@ async def measure(folder: Path) -> AsyncIterator[Row]:
         for server in servers.values():
             await register(server.url, agent_url)
         times: dict[str, list[float]] = {name: [] for name in servers}
-        for number in range(ROUNDS):
+        for number in range(rounds):
             for name in (*ORDER[number % 4 :], *ORDER[: number % 4]):
                 times[name] += await _round(servers[name].url, number)
-    for name in ingresses:
-        ratio = median(times[name]) / median(times["off"])
-        yield Row("ingress", f"time of a run, {name} ingress : none", ratio, most=BOUND)
-    yield Row("ingress", "time of a run without ingress", median(times["off"]) * 1000, "ms")
+    return times
 
 
 async def _server(folder: Path, ingress_url: str, stack: AsyncExitStack) -> Running:

@@ -1,0 +1,254 @@
+"""The rig of a measurement: the processes on it, and what each of them costs."""
+
+import contextlib
+import http.client
+import json
+import os
+import resource
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from types import MappingProxyType
+from typing import IO, Any, Final, Self, cast
+
+from tests.processes import ROOT, request, spawn
+
+ANSWER_S: Final = 300.0
+START_S: Final = 30.0
+_PORTS: Final = count(20_000)
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_SBIN: Final = ":/usr/local/sbin:/usr/sbin:/sbin"
+
+
+class Missing(Exception):
+    """A program that is measured against is not installed."""
+
+
+def port() -> int:
+    """Return a free port below those that the system gives to outgoing connections."""
+    for number in _PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", number))
+            return number
+    raise RuntimeError("no port is free")
+
+
+def many_descriptors() -> None:
+    """Let this process and those it starts open as many connections as the system allows."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@dataclass(frozen=True)
+class Running:
+    """A process with a port; `relays` when it speaks the agents' protocol and invokes nothing."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    relays: bool = False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def cpu(self) -> float:
+        """Return the seconds of CPU that it and its children have used."""
+        return sum(_cpu(pid) for pid in tree(self.process.pid))
+
+    def memory(self) -> int:
+        """Return the resident bytes of it and its children."""
+        return sum(_resident(pid) for pid in tree(self.process.pid))
+
+    def end(self) -> None:
+        """Kill it; what it holds is thrown away."""
+        self.process.kill()
+        self.process.wait()
+
+
+def tree(pid: int) -> list[int]:
+    """Return a process and all below it."""
+    found = [pid]
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in path.read_text().split():
+            found += tree(int(child))
+    return found
+
+
+def _cpu(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(int(ticks) for ticks in fields[11:15]) / _TICKS
+
+
+def _resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+
+
+class Load:
+    """A load process, told what to do line by line."""
+
+    def __init__(self, module: str, *arguments: str) -> None:
+        command = [sys.executable, "-m", module, *arguments]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe)
+        self._input = cast("IO[bytes]", self.process.stdin)
+        self._output = cast("IO[bytes]", self.process.stdout)
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        """Have it done and return what it answers; raises RuntimeError when it does not."""
+        self._input.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+        self._input.flush()
+        if not select.select([self._output], [], [], ANSWER_S)[0]:
+            raise RuntimeError(f"the load did not {do!r} within {ANSWER_S:g} s")
+        line = self._output.readline()
+        if not line:
+            raise RuntimeError(f"the load failed to {do!r}; the reason stands above")
+        return json.loads(line)
+
+    def end(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.wait()
+
+
+class Rig:
+    """Starts what is measured and what loads it; everything ends with the context."""
+
+    def __init__(self, folder: str, checkout: Path = ROOT) -> None:
+        self._folder = Path(folder)
+        self._checkout = checkout
+        self._numbers = count()
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        self.agent_port = port()
+        self.agents = self.load("bench.load.agents", str(self.agent_port))
+        self.callers = self.load("bench.load.callers")
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._stack.close()
+
+    def load(self, module: str, *arguments: str) -> Load:
+        """Start a load process."""
+        load = Load(module, *arguments)
+        self._stack.callback(load.end)
+        return load
+
+    def load_cpu(self) -> float:
+        """Return the seconds of CPU that the load itself has used."""
+        return _cpu(self.agents.process.pid) + _cpu(self.callers.process.pid)
+
+    def until_streaming(self, group: str, runs: int) -> None:
+        """Wait until all paced streams of a group are open at the agents."""
+        until(lambda: bool(self.agents.ask("streaming", group=group) == runs), f"{runs} streams")
+
+    def folder(self) -> Path:
+        """Return a new empty folder."""
+        folder = self._folder / str(next(self._numbers))
+        folder.mkdir()
+        return folder
+
+    @contextlib.contextmanager
+    def started(
+        self,
+        command: Sequence[str],
+        listens: int,
+        *,
+        folder: Path | None = None,
+        relays: bool = False,
+        env: Mapping[str, str] = MappingProxyType({}),
+    ) -> Iterator[Running]:
+        """Run a program that listens at a port."""
+        place = folder or self.folder()
+        process = spawn(command, place, place / "log", env)
+        running = Running(listens, process, relays)
+        try:
+            until(lambda: _listens(running, place / "log"), command[-1])
+            yield running
+        finally:
+            running.end()
+
+    @contextlib.contextmanager
+    def server(self, folder: Path | None = None, **env: str) -> Iterator[Running]:
+        """Run the server, its agent registered."""
+        own = port()
+        source = str(self._checkout / "src")
+        settings = {"HTTP_PORT": str(own), "INGRESS_URL": "off", "PYTHONPATH": source, **env}
+        command = [sys.executable, "-m", "orchestrator"]
+        with self.started(command, own, folder=folder, env=settings) as running:
+            self.register(running)
+            yield running
+
+    @contextlib.contextmanager
+    def conventional(self) -> Iterator[Running]:
+        """Run the conventional version of the path, its agent registered."""
+        own = port()
+        command = [sys.executable, str(ROOT / "bench/against/conventional.py"), str(own)]
+        with self.started(command, own) as running:
+            self.register(running)
+            yield running
+
+    @contextlib.contextmanager
+    def relay(self) -> Iterator[Running]:
+        """Run the raw relay."""
+        own = port()
+        program = str(ROOT / "bench/against/relay.py")
+        command = [sys.executable, program, str(own), str(self.agent_port)]
+        with self.started(command, own, relays=True) as running:
+            yield running
+
+    @contextlib.contextmanager
+    def nginx(self) -> Iterator[Running]:
+        """Run nginx; raises Missing where there is none."""
+        program = shutil.which("nginx", path=os.environ.get("PATH", os.defpath) + _SBIN)
+        if program is None:
+            raise Missing("nginx is not on PATH; on Debian or Ubuntu: apt-get install nginx-light")
+        own, folder = port(), self.folder()
+        template = (ROOT / "bench/against/nginx.conf").read_text()
+        config = template.replace("AGENT", str(self.agent_port)).replace("PORT", str(own))
+        (folder / "nginx.conf").write_text(config)
+        command = [program, "-e", "stderr", "-p", f"{folder}/", "-c", "nginx.conf"]
+        with self.started(command, own, folder=folder, relays=True) as running:
+            yield running
+
+    @contextlib.contextmanager
+    def nothing(self) -> Iterator[Running]:
+        """Stand in the agents' own process, for what the load itself takes."""
+        yield Running(self.agent_port, self.agents.process, relays=True)
+
+    def register(self, running: Running) -> None:
+        """Make the load's agents known."""
+        body = {
+            "agent_id": "load",
+            "name": "Load",
+            "endpoint": f"http://127.0.0.1:{self.agent_port}",
+        }
+        answer = request("POST", f"{running.url}/v1/agents/register", body)
+        if answer.status != http.HTTPStatus.OK:
+            raise RuntimeError(f"the agent was not registered: {answer.body!r}")
+
+
+def until(condition: Callable[[], bool], what: str) -> float:
+    """Wait for a condition, looking each 2 ms; return the seconds it took."""
+    began = time.monotonic()
+    while not condition():
+        if time.monotonic() - began > START_S:
+            raise RuntimeError(f"{what}: not within {START_S:g} s")
+        time.sleep(0.002)
+    return time.monotonic() - began
+
+
+def _listens(running: Running, log: Path) -> bool:
+    if running.process.poll() is not None:
+        raise RuntimeError(f"what is measured ended at once; it wrote:\n{log.read_text()}")
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", running.port), 1):
+        return True
+    return False
