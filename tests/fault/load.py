@@ -126,7 +126,7 @@ class Load:
     numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
     async def run(self) -> None:
-        """Load the server until cancelled or until it dies."""
+        """Load the server until cancelled, until it drains or until it dies."""
         async with asyncio.TaskGroup() as tasks:
             for n in range(self.width):
                 tasks.create_task(self._caller(n))
@@ -142,6 +142,8 @@ class Load:
                     "request_id": key,
                 }
                 status, answer = await call(self.url, "POST", "/internal/invoke", body)
+                if status == 503 and answer["code"] == "draining":
+                    return
                 assert status == 200, answer
                 seen = self.acked[answer["run_id"]] = []
                 self.keys[answer["run_id"]] = key
