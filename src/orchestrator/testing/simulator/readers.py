@@ -1,0 +1,125 @@
+"""People who read along, hang up in the middle, and go on where they were."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from orchestrator.core.events import DELTAS, TERMINAL, LogEvent
+from orchestrator.engine import TENANT
+from orchestrator.testing.simulator.chance import Chance
+from orchestrator.testing.simulator.server import Server
+from orchestrator.testing.simulator.stage import Gone, Stage
+
+_CALM_PATIENCE_S: Final = 60.0
+
+
+class RunReader:
+    """Reads one run from its first event to its last."""
+
+    def __init__(self, stage: Stage, run_id: str, chance: Chance) -> None:
+        self.run_id = run_id
+        self.seen: list[LogEvent] = []
+        self.over = False
+        self._stage = stage
+        self._chance = chance
+        self._who = f"reader of {stage.name(run_id)}"
+        stage.readers.append(self)
+
+    async def follow(self) -> None:
+        """Read until the run is over, with as many connections as it takes."""
+        while not self.over:
+            await connected(self._stage, self._who, self._chance, self._stream)
+        self._stage.note(self._who, f"has {len(self.seen)} events and is done")
+
+    async def _stream(self, server: Server) -> None:
+        after = len(self.seen)
+        self._stage.note(self._who, f"reads on after {after} at {server.name}")
+        async with server.engine.tails.run(self.run_id, after) as batches:
+            async for batch in batches:
+                self.seen += batch
+                await _dawdle(self._chance)
+        self.over = True
+
+    def lost_power(self) -> None:
+        """Go back to what the disk kept, as a reader does that is told to."""
+        log = self._stage.disk.tables.logs.get(self.run_id, ())
+        self.seen, lost = self.seen[: len(log)], self.seen[len(log) :]
+        _judge_loss(self._stage, self._who, lost)
+        self.over = False
+
+
+class SessionReader:
+    """Reads all runs of a session, without end."""
+
+    def __init__(self, stage: Stage, session_id: str, chance: Chance) -> None:
+        self.session_id = session_id
+        self.seen: dict[str, list[LogEvent]] = {}
+        self._cursor: str | None = None
+        self._stage = stage
+        self._chance = chance
+        self._who = f"reader of session {session_id}"
+        stage.readers.append(self)
+
+    async def follow(self) -> None:
+        """Read until cancelled."""
+        while True:
+            await connected(self._stage, self._who, self._chance, self._stream)
+
+    async def _stream(self, server: Server) -> None:
+        tails = server.engine.tails
+        async with tails.session(TENANT, self.session_id, self._cursor) as batches:
+            async for batch in batches:
+                for item in batch:
+                    self.seen.setdefault(item.run_id, []).append(item.event)
+                    self._cursor = item.cursor
+                await _dawdle(self._chance)
+
+    def lost_power(self) -> None:
+        """Begin again: what was shown must be there, or was events of the delta class."""
+        for run_id, events in self.seen.items():
+            log = self._stage.disk.tables.logs.get(run_id, ())
+            _judge_loss(self._stage, self._who, events[len(log) :])
+        self.seen = {}
+        self._cursor = None
+
+
+async def connected(
+    stage: Stage, who: str, chance: Chance, stream: Callable[[Server], Awaitable[None]]
+) -> None:
+    """Keep one connection open for as long as a reader likes, then hang up."""
+    server = await stage.server()
+
+    async def serve() -> None:
+        await stream(server)
+
+    impatient = chance.hit(0.6) and not stage.calm
+    patience = chance.between(0, 0.6) if impatient else _CALM_PATIENCE_S
+    try:
+        stream_task = server.handle(serve())
+    except Gone:
+        return
+    await asyncio.wait({stream_task}, timeout=patience)
+    if not stream_task.done():
+        stage.fault("reader_hangs_up")
+        stage.note(who, "hangs up")
+        stream_task.cancel()
+        await asyncio.wait({stream_task})
+    await asyncio.sleep(chance.between(0.001, 0.05))
+
+
+async def _dawdle(chance: Chance) -> None:
+    if chance.hit(0.2):
+        await asyncio.sleep(chance.between(0, 0.1))
+
+
+def _judge_loss(stage: Stage, who: str, lost: list[LogEvent]) -> None:
+    if lost:
+        stage.fault("shown_deltas_lost")
+    for event in lost:
+        if event.type not in DELTAS:
+            stage.accuse(f"{who} was shown {event.type} #{event.seq}, and the power loss took it")
+
+
+def whole(seen: list[LogEvent]) -> bool:
+    """Return whether the terminal event has been seen."""
+    return bool(seen) and seen[-1].type in TERMINAL
