@@ -16,7 +16,7 @@ from bench.report import QUICK, Report, Row, Size, machine, show, write
 from bench.rig import Rig, many_descriptors
 from tests.processes import ROOT
 
-NAMES: Final = ("paced", "burst", "churn", "ingress")
+NAMES: Final = ("paced", "burst", "churn", "held", "stalled", "replay", "start", "ingress")
 
 
 def run(names: list[str], size: Size, checkout: Path) -> list[Row]:

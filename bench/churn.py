@@ -6,12 +6,17 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Final
 
+from bench.paced import RUNS, hold, pace
 from bench.report import Row, Size
 from bench.rig import Rig, Running
 
 CONNECTIONS: Final = (1, 16, 64)
 MESSAGE: Final = "short 20"
 BOUND: Final = 10
+RATE: Final = 200
+SLOWER_MS: Final = 4
+DELAY_MS: Final = 2
+WORDS: Final = {"words": 2500}
 
 
 def measure(rig: Rig, size: Size) -> Iterator[Row]:
@@ -32,6 +37,7 @@ def measure(rig: Rig, size: Size) -> Iterator[Row]:
                 yield Row("churn", f"invoke {share} {at}, {name}", took, "ms")
         ratio = median(a["runs"] / b["runs"] for a, b in zip(ours, theirs, strict=True))
         yield Row("churn", f"runs/s {at}, server : conventional", ratio, least=BOUND)
+    yield from _on_a_slow_disk(rig, size)
 
 
 def _churn(rig: Rig, running: Running, connections: int, size: Size) -> dict[str, float]:
@@ -41,3 +47,28 @@ def _churn(rig: Rig, running: Running, connections: int, size: Size) -> dict[str
         "churn", connections=connections, message=MESSAGE, seconds=size.window_s
     )
     return sample
+
+
+def _on_a_slow_disk(rig: Rig, size: Size) -> Iterator[Row]:
+    """Yield the delay of words beside short runs when every sync takes longer."""
+    folder = rig.folder()
+    slowed = folder / "slowed"
+    program = ("bench.slow_disk", str(SLOWER_MS), str(slowed))
+    others = rig.load("bench.load.callers")
+    with rig.server(folder, program) as server:
+        for callers in (rig.callers, others):
+            callers.ask("target", port=server.port)
+        hold(rig, server, "words", RUNS)
+        seconds = size.warm_s + size.window_s
+        others.tell("churn", connections=16, message=MESSAGE, seconds=seconds, rate=RATE)
+        words = pace(rig, server, WORDS, size)
+        short = others.answer()
+        rig.callers.ask("close")
+    syncs = slowed.stat().st_size if slowed.exists() else 0
+    if not syncs:
+        raise RuntimeError("no sync was slowed: the server does not call sync.fdatasync any more")
+    beside = f"beside {RATE} short runs/s, each sync {SLOWER_MS} ms slower"
+    note = f"{syncs} syncs slowed, {short['runs']:.0f} runs/s"
+    yield Row("churn", f"delay p90 {beside}", words.p90, "ms", most=DELAY_MS, note=note)
+    yield Row("churn", f"delay p50 {beside}", words.p50, "ms")
+    yield Row("churn", f"invoke p50 {beside}", short["invoke_p50"], "ms")

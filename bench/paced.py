@@ -27,6 +27,7 @@ class Sample(msgspec.Struct, frozen=True):
     load_cpu: float
     kept_up: float
     p50: float
+    p90: float
     p99: float
     p999: float
 
@@ -69,9 +70,23 @@ def _rounds(
 def window(rig: Rig, running: Running, rate: int, size: Size, runs: int = RUNS) -> Sample:
     """Load one side with a steady rate over `runs` streams and return what it did meanwhile."""
     rig.callers.ask("target", port=running.port, relays=running.relays)
-    rig.callers.ask("open", runs=runs, message="paced words 0", wait=not running.relays)
-    rig.until_streaming("words", runs)
-    rig.agents.ask("pace", rates={"words": rate}, seconds=size.warm_s + size.window_s + 0.5)
+    hold(rig, running, "words", runs)
+    sample = pace(rig, running, {"words": rate}, size)
+    rig.agents.ask("end", group="words")
+    rig.callers.ask("close")
+    return sample
+
+
+def hold(rig: Rig, running: Running, group: str, runs: int, filling: int = 0) -> None:
+    """Open runs that wait for their agents' words, a reader on each."""
+    message = f"paced {group} {filling}"
+    rig.callers.ask("open", runs=runs, message=message, wait=not running.relays)
+    rig.until_streaming(group, runs)
+
+
+def pace(rig: Rig, running: Running, rates: dict[str, int], size: Size) -> Sample:
+    """Let the agents of the open runs speak; return what the window showed."""
+    rig.agents.ask("pace", rates=rates, seconds=size.warm_s + size.window_s + 0.5)
     time.sleep(size.warm_s)
     rig.callers.ask("reset")
     before, load_before = running.cpu(), rig.load_cpu()
@@ -79,13 +94,13 @@ def window(rig: Rig, running: Running, rate: int, size: Size, runs: int = RUNS) 
     seen = rig.callers.ask("seen")
     cpu, load_cpu = running.cpu() - before, rig.load_cpu() - load_before
     rig.agents.ask("settle")
-    rig.callers.ask("close")
     events = seen["events"]
     return Sample(
         cpu=cpu / events * 1e6,
         load_cpu=load_cpu / events * 1e6,
-        kept_up=events / (rate * size.window_s),
+        kept_up=events / (sum(rates.values()) * size.window_s),
         p50=seen["delay_p50"],
+        p90=seen["delay_p90"],
         p99=seen["delay_p99"],
         p999=seen["delay_p999"],
     )
@@ -126,4 +141,5 @@ def _delays(rate: int, taken: dict[str, list[Sample]]) -> Iterator[Row]:
 def _ratio(taken: dict[str, list[Sample]], other: str, field: str) -> float:
     """Return the median over the rounds of the server's figure divided by another one's."""
     pairs = zip(taken["server"], taken[other], strict=True)
-    return median(getattr(ours, field) / getattr(theirs, field) for ours, theirs in pairs)
+    ratios: list[float] = [getattr(a, field) / getattr(b, field) for a, b in pairs]
+    return median(ratios)

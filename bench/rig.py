@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +25,7 @@ START_S: Final = 30.0
 _PORTS: Final = count(20_000)
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_SERVER: Final = ("orchestrator",)
 _SBIN: Final = ":/usr/local/sbin:/usr/sbin:/sbin"
 
 
@@ -49,11 +50,15 @@ def many_descriptors() -> None:
 
 @dataclass(frozen=True)
 class Running:
-    """A process with a port; `relays` when it speaks the agents' protocol and invokes nothing."""
+    """A process that listens; `relays` when it speaks the agents' protocol and invokes nothing.
+
+    `ready_s` is what it took from its start until it answered.
+    """
 
     port: int
     process: subprocess.Popen[bytes]
     relays: bool = False
+    ready_s: float = 0.0
 
     @property
     def url(self) -> str:
@@ -103,13 +108,21 @@ class Load:
 
     def ask(self, do: str, **arguments: Any) -> Any:
         """Have it done and return what it answers; raises RuntimeError when it does not."""
+        self.tell(do, **arguments)
+        return self.answer()
+
+    def tell(self, do: str, **arguments: Any) -> None:
+        """Have it begun; `answer` waits for the end."""
         self._input.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
         self._input.flush()
+
+    def answer(self) -> Any:
+        """Return the answer to what it was told."""
         if not select.select([self._output], [], [], ANSWER_S)[0]:
-            raise RuntimeError(f"the load did not {do!r} within {ANSWER_S:g} s")
+            raise RuntimeError(f"the load did not answer within {ANSWER_S:g} s")
         line = self._output.readline()
         if not line:
-            raise RuntimeError(f"the load failed to {do!r}; the reason stands above")
+            raise RuntimeError("the load failed; the reason stands above")
         return json.loads(line)
 
     def end(self) -> None:
@@ -171,18 +184,20 @@ class Rig:
         process = spawn(command, place, place / "log", env)
         running = Running(listens, process, relays)
         try:
-            until(lambda: _listens(running, place / "log"), command[-1])
-            yield running
+            took = until(lambda: _answers(running, place / "log"), command[-1])
+            yield replace(running, ready_s=took)
         finally:
             running.end()
 
     @contextlib.contextmanager
-    def server(self, folder: Path | None = None, **env: str) -> Iterator[Running]:
+    def server(
+        self, folder: Path | None = None, program: Sequence[str] = _SERVER, **env: str
+    ) -> Iterator[Running]:
         """Run the server, its agent registered."""
         own = port()
-        source = str(self._checkout / "src")
-        settings = {"HTTP_PORT": str(own), "INGRESS_URL": "off", "PYTHONPATH": source, **env}
-        command = [sys.executable, "-m", "orchestrator"]
+        sources = f"{self._checkout / 'src'}:{ROOT}"
+        settings = {"HTTP_PORT": str(own), "INGRESS_URL": "off", "PYTHONPATH": sources, **env}
+        command = [sys.executable, "-m", *program]
         with self.started(command, own, folder=folder, env=settings) as running:
             self.register(running)
             yield running
@@ -246,9 +261,14 @@ def until(condition: Callable[[], bool], what: str) -> float:
     return time.monotonic() - began
 
 
-def _listens(running: Running, log: Path) -> bool:
+def _answers(running: Running, log: Path) -> bool:
+    """Return whether it does its work; a relay does as soon as it listens."""
     if running.process.poll() is not None:
         raise RuntimeError(f"what is measured ended at once; it wrote:\n{log.read_text()}")
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", running.port), 1):
-        return True
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        if running.relays:
+            socket.create_connection(("127.0.0.1", running.port), 1).close()
+            return True
+        health = request("GET", f"{running.url}/health", timeout_s=START_S)
+        return health.status == http.HTTPStatus.OK
     return False

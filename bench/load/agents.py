@@ -1,9 +1,9 @@
 """Agents that cost next to nothing; what one does is said by the message it is invoked with.
 
 `short N` answers N deltas and the end in one write. `burst N` sends N deltas as fast as the socket
-takes them. `paced NAME SIZE` sends deltas when the command `pace` says so, SIZE bytes of filling in
-each; the time of sending (CLOCK_MONOTONIC, ns) stands in the text, so that a reader in another
-process knows how long the delta took.
+takes them. `paced NAME SIZE` sends deltas when the command `pace` says so. The time of sending
+(CLOCK_MONOTONIC, ns) stands in the text, so that a reader in another process knows how long the
+delta took; with SIZE bytes of filling behind it, it is not timed.
 """
 
 import asyncio
@@ -178,7 +178,7 @@ class Stream(asyncio.Protocol):
                 raise ValueError(f"no agent does {mode!r}")
 
     def _text(self, stamp: int) -> bytes:
-        return b"@%016d %s" % (stamp, self._filling)
+        return b"%s%016d %s" % (b"#" if self._filling else b"@", stamp, self._filling)
 
     def tick(self, stamp: int) -> None:
         """Send one delta; called on the pacing thread, past the transport, which is idle."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import re
 import time
 from array import array
@@ -73,7 +74,7 @@ class Caller(asyncio.Protocol):
         """Start a run and follow it."""
         loop = asyncio.get_running_loop()
         self.streaming, self.over = loop.create_future(), loop.create_future()
-        number = b"s%d" % next(self._target.sessions)
+        number = b"s%d-%d" % (os.getpid(), next(self._target.sessions))
         self._began = time.monotonic_ns()
         path = b"/invoke" if self._target.relays else b"/internal/invoke"
         body = _BODY % (number, self._message)
