@@ -55,6 +55,20 @@ class Row(msgspec.Struct, frozen=True):
         return not (over or under)
 
     @property
+    def margin(self) -> float | None:
+        """Return how many times better than its bound the figure is; below 1 it is beyond it."""
+        if self.value is None or not self.bounded:
+            return None
+        if self.most is not None:
+            return self.most / max(self.value, self.most / 1000)
+        return self.value / self.least if self.least else None
+
+    @property
+    def mark(self) -> str:
+        """Return the verdict as one character, a blank where there is no bound."""
+        return " " if not self.bounded else "✓" if self.good else "✗"
+
+    @property
     def bound(self) -> str:
         """Return the bound as text."""
         if self.most is not None:
@@ -71,9 +85,8 @@ class Report(msgspec.Struct):
 
 def show(row: Row) -> None:
     """Print one row."""
-    mark = " " if not row.bounded else "✓" if row.good else "✗"
     value = "–" if row.value is None else f"{row.value:,.3f}"
-    line = f"{mark} {row.bench:<8} {row.what:<56} {value:>14} {row.unit:<5} {row.bound:<9} "
+    line = f"{row.mark} {row.bench:<8} {row.what:<66} {value:>14} {row.unit:<5} {row.bound:<9} "
     print(f"{line}{row.note}".rstrip(), flush=True)
 
 

@@ -23,5 +23,14 @@ async def _obey(begin: Callable[[], Awaitable[Commands]]) -> None:
     commands = await begin()
     while line := await lines.readline():
         said = msgspec.json.decode(line)
-        answer = await commands[said.pop("do")](**said)
+        try:
+            answer = await commands[said.pop("do")](**said)
+        except Exception as problem:  # noqa: BLE001  # the border of the process: it says why
+            sys.exit(f"{line.decode().strip()}: {_first(problem)!r}")
         print(msgspec.json.encode(answer).decode(), flush=True)
+
+
+def _first(problem: BaseException) -> BaseException:
+    while isinstance(problem, BaseExceptionGroup):
+        problem = problem.exceptions[0]
+    return problem
