@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from bench import compare
+from bench.page import renew
 from bench.picture import draw
 from bench.report import QUICK, Report, Size, machine, read, show, write
 from bench.rig import Rig, many_descriptors
@@ -45,6 +46,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="one short round of each")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw the bounds as SVG")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="also renew its table of figures")
     parser.add_argument(
         "--of", type=Path, default=ROOT, metavar="CHECKOUT", help="measure the server found there"
     )
@@ -57,6 +59,8 @@ def main(arguments: list[str]) -> int:
         write(options.json, report)
     if options.picture:
         options.picture.write_text(draw(report))
+    if options.page:
+        renew(options.page, report)
     broken = [row for row in report.rows if not row.good]
     print(f"{len(report.rows)} rows, {len(broken)} beyond their bound")
     return 1 if broken else 0

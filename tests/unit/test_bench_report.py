@@ -6,6 +6,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from bench.compare import changes
+from bench.page import BEGIN, END, renew
 from bench.picture import LABELS, PLOT, draw
 from bench.report import Report, Row, read, write
 
@@ -52,3 +53,18 @@ def test_bars_point_from_the_bound_to_the_figure() -> None:
     assert [bar["class"] for bar in bars] == ["good", "bad"]
     assert float(bars[0]["x"]) == bound
     assert float(bars[1]["x"]) + float(bars[1]["width"]) == pytest.approx(bound)
+
+
+def test_a_page_keeps_all_but_its_figures(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Title\n{BEGIN}\nold\n{END}\nthe end\n")
+    for value in (1.0, 1234.5):
+        renew(page, Report("m", [Row("b", "w", value, "µs", most=2)]))
+    text = page.read_text()
+    assert text.startswith("# Title\n")
+    assert text.endswith("\nthe end\n")
+    assert "| b | w | 1,234 µs | ≤ 2 ✗ |  |" in text
+    assert "old" not in text
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="no place for figures"):
+        renew(page, Report("m", []))

@@ -1,0 +1,33 @@
+"""Renews the table of figures in a page of the documents."""
+
+from pathlib import Path
+from typing import Final
+
+from bench.report import Report, Row
+
+BEGIN: Final = "<!-- figures: written by `./orchestrator bench --page` -->"
+END: Final = "<!-- end of figures -->"
+
+
+def renew(page: Path, report: Report) -> None:
+    """Put a report's figures between the page's two marks; raises ValueError without them."""
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{page} has no place for figures: {BEGIN} … {END}")
+    page.write_text(f"{before}{BEGIN}\n\n{table(report)}\n\n{END}{after}")
+
+
+def table(report: Report) -> str:
+    """Return a report as Markdown."""
+    lines = [f"{report.machine}:", "", "| | what | figure | bound | |", "|---|---|---:|---|---|"]
+    return "\n".join(lines + [_line(row) for row in report.rows])
+
+
+def _line(row: Row) -> str:
+    figure = "–" if row.value is None else f"{_short(row.value)} {row.unit}"
+    return f"| {row.bench} | {row.what} | {figure} | {row.bound} {row.mark} | {row.note} |"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
