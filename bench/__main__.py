@@ -32,9 +32,13 @@ def measured(names: list[str], size: Size, checkout: Path) -> Report:
             tempfile.TemporaryDirectory(prefix=f"bench-{name}-") as folder,
             Rig(folder, checkout) as rig,
         ):
-            for row in import_module(f"bench.{name}").measure(rig, size):
-                show(row)
-                report.rows.append(row)
+            try:
+                for row in import_module(f"bench.{name}").measure(rig, size):
+                    show(row)
+                    report.rows.append(row)
+            except RuntimeError as problem:
+                print(f"{name} could not be measured to its end: {problem}", flush=True)
+                report.unfinished.append(name)
     return report
 
 
@@ -62,8 +66,12 @@ def main(arguments: list[str]) -> int:
     if options.page:
         renew(options.page, report)
     broken = [row for row in report.rows if not row.good]
-    print(f"{len(report.rows)} rows, {len(broken)} beyond their bound")
-    return 1 if broken else 0
+    print(
+        f"{len(report.rows)} rows, {len(broken)} beyond their bound",
+        *report.unfinished,
+        sep="\nnot measured: ",
+    )
+    return 1 if broken or report.unfinished else 0
 
 
 def _measured(

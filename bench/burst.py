@@ -22,7 +22,9 @@ def measure(rig: Rig, size: Size) -> Iterator[Row]:
     for _ in range(size.rounds):
         with rig.server() as server:
             blob = _an_event(rig, server.url, server.port)
+            rig.callers.ask("reset")
             took = rig.callers.ask("run", runs=RUNS, message=f"burst {each}")
+            rig.nothing_lost(rig.callers.ask("seen")["events"], RUNS * each)
             ours.append(RUNS * each / took)
         rows.append(insert_rows(rig.folder() / "rows.db", blob, RUNS * each))
         segments.append(insert_segments(rig.folder() / "segments.db", blob, RUNS * each))

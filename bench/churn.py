@@ -11,7 +11,8 @@ from bench.report import Row, Size
 from bench.rig import Rig, Running
 
 CONNECTIONS: Final = (1, 16, 64)
-MESSAGE: Final = "short 20"
+DELTAS: Final = 20
+MESSAGE: Final = f"short {DELTAS}"
 BOUND: Final = 10
 RATE: Final = 200
 REACHED: Final = 0.95 * RATE
@@ -47,6 +48,7 @@ def _churn(rig: Rig, running: Running, connections: int, size: Size) -> dict[str
     sample: dict[str, float] = rig.callers.ask(
         "churn", connections=connections, message=MESSAGE, seconds=size.window_s
     )
+    rig.nothing_lost(sample["events"], sample["ended"] * DELTAS)
     return sample
 
 

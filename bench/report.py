@@ -77,10 +77,11 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct):
-    """What a run of the benchmarks leaves behind."""
+    """What a run of the benchmarks leaves behind; `unfinished` names those that failed."""
 
     machine: str
     rows: list[Row]
+    unfinished: list[str] = []
 
 
 def show(row: Row) -> None:

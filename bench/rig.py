@@ -42,10 +42,11 @@ def port() -> int:
     raise RuntimeError("no port is free")
 
 
-def many_descriptors() -> None:
-    """Let this process and those it starts open as many connections as the system allows."""
+def many_descriptors() -> int:
+    """Let this process and those it starts open as many files as they may; return how many."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,12 @@ class Rig:
     def until_streaming(self, group: str, runs: int) -> None:
         """Wait until all paced streams of a group are open at the agents."""
         until(lambda: bool(self.agents.ask("streaming", group=group) == runs), f"{runs} streams")
+
+    @staticmethod
+    def nothing_lost(events: float, sent: float) -> None:
+        """Raise RuntimeError unless the readers have received what the agents sent."""
+        if events != sent:
+            raise RuntimeError(f"the readers received {events:g} of {sent:g} events")
 
     def folder(self) -> Path:
         """Return a new empty folder."""

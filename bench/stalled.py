@@ -30,13 +30,15 @@ def measure(rig: Rig, size: Size) -> Iterator[Row]:
 
 def _round(rig: Rig, size: Size) -> tuple[tuple[int, Sample], tuple[int, Sample]]:
     """Return growth and delays of one server without the reader, then with it."""
-    with rig.server() as server:
+    with rig.server(MAX_RUN_BYTES="4GB") as server:
         rig.callers.ask("target", port=server.port)
         hold(rig, server, "pages", 1, PAGE)
         hold(rig, server, "words", RUNS)
-        pace(rig, server, RATES, size)  # until its caches are full
+        pace(rig, server, RATES, size)
+        rig.callers.ask("join", number=0)
+        pace(rig, server, RATES, size)  # the same reader, reading: now all caches are full
         without = _grown(rig, server, size)
-        rig.callers.ask("ignore", number=0)
+        rig.callers.ask("join", number=0, deaf=True)
         beside = _grown(rig, server, size)
         rig.callers.ask("close")
         return without, beside

@@ -82,7 +82,7 @@ class Groups:
     async def end(self, group: str) -> None:
         """End the streams of a group."""
         for stream in self.streams.pop(group, []):
-            stream.write(chunk(DONE) + END)
+            stream.end()
 
     def _dues(self, rates: Mapping[str, float], seconds: float) -> Iterator[tuple[float, "Stream"]]:
         """Yield (second, stream): each stream steady, their phases scattered by a fixed seed."""
@@ -102,8 +102,8 @@ class Groups:
                 if wait > 0:
                     time.sleep(wait)
                 stamp = time.monotonic_ns()
-                self._late.append(stamp - int((began + due) * 1e9))
-                stream.tick(stamp)
+                if stream.tick(stamp):
+                    self._late.append(stamp - int((began + due) * 1e9))
         except OSError as problem:
             self._problem = problem
 
@@ -129,6 +129,7 @@ class Stream(asyncio.Protocol):
         self._received = b""
         self._paused = False
         self._left = 0
+        self._rest = b""
         self._group = ""
         self._filling = b""
         self._size = 0
@@ -139,6 +140,7 @@ class Stream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
+        self._descriptor = -1
         self._left = 0
         if self in self._groups.streams.get(self._group, []):
             self._groups.streams[self._group].remove(self)
@@ -180,11 +182,25 @@ class Stream(asyncio.Protocol):
     def _text(self, stamp: int) -> bytes:
         return b"%s%016d %s" % (b"#" if self._filling else b"@", stamp, self._filling)
 
-    def tick(self, stamp: int) -> None:
-        """Send one delta; called on the pacing thread, past the transport, which is idle."""
-        data = b"%x\r\n%s\r\n" % (self._size, DELTA % self._text(stamp))
-        if os.write(self._descriptor, data) < len(data):
-            raise OSError("what is measured stopped reading its agents")
+    def tick(self, stamp: int) -> bool:
+        """Send one delta, past the transport, which is idle; return whether it went out.
+
+        Called on the pacing thread. Nothing new is said while the socket is full.
+        """
+        if self._descriptor < 0:
+            raise ConnectionError("what is measured hung up on an agent")
+        new = not self._rest
+        data = self._rest or b"%x\r\n%s\r\n" % (self._size, DELTA % self._text(stamp))
+        try:
+            sent = os.write(self._descriptor, data)
+        except BlockingIOError:
+            return False
+        self._rest = data[sent:]
+        return new
+
+    def end(self) -> None:
+        """Say that it is done."""
+        self.write(self._rest + chunk(DONE) + END)
 
     def write(self, data: bytes) -> None:
         """Write through the transport."""

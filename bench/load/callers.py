@@ -190,15 +190,11 @@ class Callers:
         caller.transport.close()
         return time.monotonic() - began
 
-    async def ignore(self, number: int) -> None:
-        """Ask for the stream of the run that connection `number` follows, and never read it."""
-        caller = await self._connect("", deaf=True)
+    async def join(self, number: int, *, deaf: bool = False) -> None:
+        """Read the run that connection `number` follows once more, or ask and never read."""
+        caller = await self._connect("", deaf=deaf)
         self._open.append(caller)
         caller.read(self._open[number].run_id)
-
-    async def runs(self) -> list[str]:
-        """Return the ids of the open runs."""
-        return [caller.run_id.decode() for caller in self._open]
 
     async def churn(
         self, connections: int, message: str, seconds: float, rate: float | None = None
@@ -215,7 +211,7 @@ class Callers:
         took = time.monotonic() - began
         for caller in callers:
             caller.transport.close()
-        return {"runs": self._target.ended / took, **_ms("invoke", self._target.invokes)}
+        return {"runs": self._target.ended / took, **await self.seen()}
 
     async def reset(self) -> None:
         """Forget what was seen so far."""
@@ -256,7 +252,7 @@ def _ms(name: str, nanoseconds: "array[int]") -> dict[str, float]:
 
 async def _begin() -> Commands:
     callers = Callers()
-    names = ("target", "open", "run", "read", "ignore", "runs", "churn", "reset", "seen", "close")
+    names = ("target", "open", "run", "read", "join", "churn", "reset", "seen", "close")
     commands: dict[str, Any] = {name: getattr(callers, name) for name in names}
     return commands
 
