@@ -19,6 +19,7 @@ from orchestrator.clients.agents import agent_clients
 from orchestrator.clients.http import HTTPClient
 from orchestrator.clients.probe import HTTPProbe
 from orchestrator.clients.push import IngressPush
+from orchestrator.clients.streaming import StreamingClient
 from orchestrator.core.errors import PortBusy, StoreFailure
 from orchestrator.engine import Engine, EngineSettings, Outside
 from orchestrator.guards.egress import EgressGuard
@@ -50,13 +51,16 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
         loopback = settings.loopback
         egress = EgressGuard(allow=settings.egress_allow, loopback=loopback)
         box = open_box(settings.secret_keys, settings.secret_key_file)
-        async with HTTPClient(world, egress) as http:
+        async with (
+            HTTPClient(world, egress) as http,
+            StreamingClient(world, egress) as streaming,
+        ):
             push = IngressPush(http, settings.ingress_url) if settings.ingress_url else None
             outside = Outside(
                 store=store,
                 bus=LocalBus(),
                 world=world,
-                agents=agent_clients(http),
+                agents=agent_clients(streaming),
                 egress=egress,
                 box=box,
                 push=push,
@@ -76,8 +80,9 @@ class OpenClients(NamedTuple):
 @contextlib.asynccontextmanager
 async def open_clients(allow: Sequence[str] = ("loopback",)) -> AsyncIterator[OpenClients]:
     """Open the clients alone, for a command that calls agents without a server."""
-    async with HTTPClient(RealWorld(), EgressGuard(allow=allow)) as http:
-        yield OpenClients(agent_clients(http), HTTPProbe(http))
+    world, egress = RealWorld(), EgressGuard(allow=allow)
+    async with HTTPClient(world, egress) as http, StreamingClient(world, egress) as streaming:
+        yield OpenClients(agent_clients(streaming), HTTPProbe(http))
 
 
 async def backup(settings: Settings, path: str) -> None:

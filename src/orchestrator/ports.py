@@ -9,7 +9,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
-from orchestrator.core.events import Content, LogEvent
+from orchestrator.core.batch import EMPTY, Batch
+from orchestrator.core.events import Content
 from orchestrator.core.frames import Frame
 from orchestrator.core.ops import Op, Outcome
 from orchestrator.core.records import R, Run, Timer
@@ -53,7 +54,7 @@ class Store(Protocol):
         """Commit ops in one transaction, in order; a failed guard refuses only its own op."""
         ...
 
-    async def read(self, run_id: str, after: int, limit: int = 1000) -> list[LogEvent]:
+    async def read(self, run_id: str, after: int, limit: int = 1000) -> Batch:
         """Return up to `limit` events of a run with `seq > after`, in order."""
         ...
 
@@ -123,7 +124,7 @@ class Hint(msgspec.Struct, frozen=True):
 
     run_id: str
     head: int
-    events: tuple[LogEvent, ...] = ()
+    events: Batch = EMPTY
 
 
 class Mailbox(Protocol):
@@ -251,6 +252,10 @@ class World(Protocol):
 
     def monotonic(self) -> float:
         """Return seconds of a clock that never jumps."""
+        ...
+
+    def boot(self) -> str:
+        """Return a name for this run of the machine; after a restart it has another one."""
         ...
 
     def noise(self, size: int) -> bytes:

@@ -4,6 +4,11 @@ import asyncio
 import secrets
 import socket
 import time
+from pathlib import Path
+from typing import Final
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_BOOT_GRAIN_S: Final = 60.0
 
 
 class RealWorld:
@@ -16,6 +21,12 @@ class RealWorld:
     def monotonic(self) -> float:
         """Return seconds of a clock that never jumps."""
         return time.monotonic()
+
+    def boot(self) -> str:
+        """Return the kernel's id of its own start; elsewhere than on Linux, the time of it."""
+        if _BOOT_ID.exists():
+            return _BOOT_ID.read_text().strip()
+        return str(round((time.time() - time.monotonic()) / _BOOT_GRAIN_S))
 
     def noise(self, size: int) -> bytes:
         """Return bytes fit for keys and ids."""

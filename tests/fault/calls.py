@@ -12,7 +12,7 @@ from orchestrator.clients.agents import agent_clients
 from orchestrator.clients.http import HTTPClient
 from orchestrator.clients.streaming import StreamingClient
 from orchestrator.core.errors import AgentFailure
-from orchestrator.core.frames import Delta, Done, Frame
+from orchestrator.core.frames import Delta, Done, Frame, singly
 from orchestrator.ports import AgentCall
 from orchestrator.testing.fake_agent import (
     FakeAgent,
@@ -37,6 +37,9 @@ class Names:
         self.now, self.monotonic, self.noise = real.now, real.monotonic, real.noise
         self.sleep = real.sleep
         self._book = book
+
+    def boot(self) -> str:
+        return ""
 
     async def resolve(self, host: str, port: int) -> list[tuple[int, str]]:
         """Return the addresses of a name of the book."""
@@ -66,7 +69,7 @@ async def frames_of(http: Client, call: AgentCall, protocol: str = "native") -> 
     frames: list[Frame] = []
     async with agent_clients(http)[protocol].open(call) as stream:
         async for batch in stream:
-            frames += batch
+            frames += singly(batch)
     return frames
 
 

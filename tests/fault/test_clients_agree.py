@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.clients.agents import agent_clients
 from orchestrator.core.errors import AgentFailure
-from orchestrator.core.frames import Delta, Frame
+from orchestrator.core.frames import Delta, Frame, singly
 from orchestrator.testing.fake_agent import FakeAgent, Peer, calling, chunk, event, head
 
 from .calls import DRIVERS, Chosen, client
@@ -85,7 +85,7 @@ async def heard(pieces: Sequence[bytes], *, reset: bool) -> tuple[list[Frame], s
                 agent_clients(http)["native"].open(calling(agent.url)) as stream,
             ):
                 async for batch in stream:
-                    frames += batch
+                    frames += singly(batch)
         except AgentFailure as failure:
             return frames, f"{failure.code}, {'' if failure.retryable else 'not '}retryable"
         except TimeoutError:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from orchestrator.core.frames import Delta
+from orchestrator.core.frames import Delta, singly
 from orchestrator.testing.fake_agent import (
     FakeAgent,
     Peer,
@@ -147,7 +147,7 @@ async def test_a_slow_reader_stops_a_fast_agent() -> None:
         assert resident() - before < 32 * MIB
         frames = 0
         while frames < 300_000:
-            frames += len(await anext(stream))
+            frames += len(list(singly(await anext(stream))))
         assert resident() - before < 32 * MIB
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.clients.native import Native, NativeDecoder
 from orchestrator.core.errors import AgentFailure
-from orchestrator.core.frames import Delta, Done, Failed, Frame, Other, Paused, State
+from orchestrator.core.frames import Delta, Done, Failed, Frame, Other, Paused, State, singly
 from orchestrator.testing.fake_agent import calling
 
 GOOD = (
@@ -34,7 +34,7 @@ def decoded(pieces: Iterable[bytes]) -> Iterator[Frame]:
     """Yield the frames of a whole answer."""
     decoder = NativeDecoder()
     for piece in pieces:
-        yield from decoder.feed(piece)
+        yield from singly(decoder.feed(piece))
     yield from decoder.close()
 
 

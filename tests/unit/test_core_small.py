@@ -27,7 +27,7 @@ from orchestrator.core.records import (
 from orchestrator.core.states import RunState
 
 TIMES = st.integers(min_value=0, max_value=(1 << 48) - 1)
-NOISE = st.binary(min_size=10, max_size=10)
+NOISE = st.binary(min_size=ids.NOISE_BYTES, max_size=ids.NOISE_BYTES)
 
 
 @given(TIMES, TIMES, NOISE, NOISE)

@@ -17,7 +17,7 @@ from orchestrator.api.shapes import (
     RegisterBody,
     RegisteredAnswer,
 )
-from orchestrator.api.streams import EventStream, agent_frame
+from orchestrator.api.streams import EventStream, agent_frames
 from orchestrator.core import values
 from orchestrator.core.errors import InvalidRequest, NotFound
 from orchestrator.core.records import Agent, Retry, Timeouts
@@ -117,7 +117,7 @@ async def invoke(call: Call) -> ASGIApp:
     run_id = accepted.run.run_id
     return EventStream(
         call.engine.tails.run(run_id),
-        agent_frame,
+        agent_frames,
         call.settings.keep_alive_s,
         headers={"X-Run-ID": run_id},
         hung_up=cancelling(call, run_id) if body.on_disconnect == "cancel" else None,

@@ -6,7 +6,7 @@ from starlette.types import ASGIApp
 
 from orchestrator.api.calls import Call
 from orchestrator.api.runs import run_stream
-from orchestrator.api.streams import EventStream, resume_point, session_frame
+from orchestrator.api.streams import EventStream, resume_point, session_frames
 from orchestrator.core import values
 from orchestrator.core.errors import InvalidRequest
 from orchestrator.core.events import CATALOGUE
@@ -65,6 +65,6 @@ async def session_stream(call: Call) -> ASGIApp:
     session_id = values.session_id(call.path("session_id"))
     return EventStream(
         call.engine.tails.session(call.tenant, session_id, cursor),
-        session_frame,
+        session_frames,
         call.settings.keep_alive_s,
     )

@@ -18,8 +18,9 @@ from orchestrator.api.shapes import (
     StartRunBody,
     TreeAnswer,
 )
-from orchestrator.api.streams import EventStream, log_frame
+from orchestrator.api.streams import EventStream
 from orchestrator.core import values
+from orchestrator.core.batch import Batch
 from orchestrator.core.errors import InvalidRequest
 from orchestrator.core.records import Run
 from orchestrator.core.states import ENDED
@@ -56,7 +57,7 @@ def run_stream(call: Call, run_id: str, after: int = 0, *, cancel: bool = False)
     """Return the stream of a run's events after `after`; with `cancel`, hanging up ends the run."""
     return EventStream(
         call.engine.tails.run(run_id, after),
-        log_frame,
+        Batch.frames,
         call.settings.keep_alive_s,
         headers={"X-Run-ID": run_id},
         hung_up=cancelling(call, run_id) if cancel else None,

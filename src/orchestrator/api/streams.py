@@ -9,11 +9,12 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from orchestrator.core import events as ev
+from orchestrator.core.batch import Batch
 from orchestrator.core.errors import InvalidRequest
 from orchestrator.engine import SessionEvent
 
 T = TypeVar("T")
-Batches: TypeAlias = AbstractAsyncContextManager[AsyncIterator[list[T]]]
+Batches: TypeAlias = AbstractAsyncContextManager[AsyncIterator[T]]
 
 STALL_S: Final = 60.0
 """How long one write to a reader may take; then it is cut and may resume."""
@@ -29,21 +30,21 @@ _ENCODE: Final = msgspec.json.Encoder().encode
 class EventStream:
     """An answer that sends batches as they come, until they end or the reader goes.
 
-    `frame` makes the bytes of one item, empty for nothing. `hung_up` is awaited when the reader
+    `framed` makes the bytes of a batch, empty for nothing. `hung_up` is awaited when the reader
     went before the end.
     """
 
     def __init__(
         self,
         batches: "Batches[Any]",
-        frame: Callable[[Any], bytes],
+        framed: Callable[[Any], bytes],
         keep_alive_s: float,
         *,
         headers: dict[str, str] | None = None,
         hung_up: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self._batches = batches
-        self._frame = frame
+        self._framed = framed
         self._keep_alive_s = keep_alive_s
         named = [(name.lower().encode(), text.encode()) for name, text in (headers or {}).items()]
         self._headers = _HEADERS + named
@@ -68,7 +69,7 @@ class EventStream:
     async def _pump(self, send: Send) -> None:
         async with self._batches as batches:
             async for batch in batches:
-                body = b"".join([self._frame(item) for item in batch])
+                body = self._framed(batch)
                 if body:
                     self._idle = False
                     if not await self._write(send, body):
@@ -99,20 +100,23 @@ class EventStream:
                 return
 
 
-def log_frame(event: ev.LogEvent) -> bytes:
-    """Return the frame of a run's event; its id is the seq."""
-    return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.seq, event.type.encode(), event.data)
+def session_frames(items: list[SessionEvent]) -> bytes:
+    """Return the frames of a session's events; their id is the opaque cursor."""
+    return b"".join(
+        [
+            b"id: %s\nevent: %s\ndata: %s\n\n"
+            % (item.cursor.encode(), item.event.type.encode(), item.event.data)
+            for item in items
+        ]
+    )
 
 
-def session_frame(item: SessionEvent) -> bytes:
-    """Return the frame of a session's event; its id is the opaque cursor."""
-    event = item.event
-    return b"id: %s\nevent: %s\ndata: %s\n\n" % (
-        item.cursor.encode(), event.type.encode(), event.data,
-    )  # fmt: skip
+def agent_frames(batch: Batch) -> bytes:
+    """Return the frames of the agent protocol that stand for a child's events."""
+    return b"".join(map(_agent_frame, batch))
 
 
-def agent_frame(event: ev.LogEvent) -> bytes:
+def _agent_frame(event: ev.LogEvent) -> bytes:
     """Return the frame of the agent protocol that stands for a child's event, or nothing."""
     if event.type not in _SPOKEN:
         return b""

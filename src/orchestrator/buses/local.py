@@ -37,7 +37,7 @@ class LocalMailbox:
 
     def put(self, hint: Hint) -> None:
         """Leave a hint and wake the subscriber."""
-        self._bytes += sum(len(event.data) for event in hint.events)
+        self._bytes += hint.events.size
         self._hints.append(hint)
         if self._bytes > MAILBOX_BYTES:
             newest = {kept.run_id: kept.head for kept in self._hints}

@@ -1,5 +1,6 @@
 """The platform's own agent protocol: one POST, answered by server-sent events (CONTRACT §4)."""
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TypeVar
 
@@ -17,10 +18,15 @@ LINE_MAX: Final = 1 << 20
 EVENT_STREAM: Final = "text/event-stream"
 
 T = TypeVar("T")
+_SEAM: Final = secrets.randbits(62)
+_SEAM_TEXT: Final = b",%d," % _SEAM
 
 
 class _Delta(msgspec.Struct):
     text: str
+
+
+_MANY: Final = msgspec.json.Decoder(list[_Delta | int])
 
 
 class _State(msgspec.Struct):
@@ -64,7 +70,14 @@ class NativeDecoder:
 
     def feed(self, data: bytes) -> Iterator[fr.Frame]:
         """Yield the frames that `data` completes; raises AgentFailure `agent_protocol`."""
-        return map(frame_of, events_in(self._parser, data))
+        try:
+            before, deltas, behind = self._parser.feed_named(data, b"delta")
+        except LineTooLong as error:
+            raise _too_long(error) from error
+        yield from map(frame_of, before)
+        if deltas:
+            yield from _deltas(deltas)
+        yield from map(frame_of, behind)
 
     def close(self) -> Iterator[fr.Frame]:
         """Yield the frame of a last event without its blank line; then raise `agent_eof`."""
@@ -77,8 +90,49 @@ def events_in(parser: SSEParser, data: bytes) -> list[SSEEvent]:
     try:
         return parser.feed(data) if data else parser.close()
     except LineTooLong as error:
-        text = f"the agent sent too much at once: {error}"
-        raise AgentFailure("agent_protocol", text, retryable=False) from error
+        raise _too_long(error) from error
+
+
+def _too_long(error: LineTooLong) -> AgentFailure:
+    text = f"the agent sent too much at once: {error}"
+    return AgentFailure("agent_protocol", text, retryable=False)
+
+
+def _deltas(datas: list[bytes]) -> Iterator[fr.Frame]:
+    texts = _texts(datas)
+    if texts is None:
+        return map(_delta_in, datas)
+    return iter([fr.Delta(texts[0]) if len(texts) == 1 else fr.Deltas(texts)])
+
+
+def _texts(datas: list[bytes]) -> list[str] | None:
+    """Return the texts of many deltas, decoded in one go; None where they must be looked at singly.
+
+    Joined JSON is not always what its pieces were: a piece that ends in the middle of a value may
+    meet one that goes on with it. So a number that no agent can guess stands between the pieces and
+    must come out in each of those places.
+    """
+    joined = _SEAM_TEXT.join(datas)
+    if _brackets(joined) > jsontext.NESTING_MAX + len(datas) and any(
+        _brackets(data) > jsontext.NESTING_MAX for data in datas
+    ):
+        return None  # it may nest too deep
+    try:
+        found = _MANY.decode(b"[%b]" % joined)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    if len(found) != 2 * len(datas) - 1 or found[1::2] != [_SEAM] * (len(datas) - 1):
+        return None
+    texts = [one.text for one in found[::2] if isinstance(one, _Delta)]
+    return texts if len(texts) == len(datas) else None
+
+
+def _brackets(data: bytes) -> int:
+    return data.count(b"[") + data.count(b"{")
+
+
+def _delta_in(data: bytes) -> fr.Frame:
+    return _delta(data.decode("utf-8", "replace"))
 
 
 def frame_of(event: SSEEvent) -> fr.Frame:

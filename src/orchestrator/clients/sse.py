@@ -50,6 +50,38 @@ class SSEParser:
         self._guarded(self._normalised(data), events)
         return events
 
+    def feed_named(
+        self, data: bytes, name: bytes
+    ) -> tuple[list[SSEEvent], list[bytes], list[SSEEvent]]:
+        """Return what `feed` would, with the data of many events `name` in a row kept as bytes.
+
+        These come between the events before and after them. They are one `event` and one `data`
+        line each, which the count of line ends proves without a look at every line; whatever is
+        otherwise, or not certain, is read event by event.
+        """
+        start = 0
+        if self._rest or self._event or self._data:
+            start = data.find(b"\n\n") + 2
+        end = data.rfind(b"\n\n") + 2
+        opening = b"event: %b\ndata: " % name
+        between = b"\n\n" + opening
+        plain = (
+            (start != 1 and end - start >= len(between))
+            and data.startswith(opening, start)
+            and not (self._at_start or self._after_cr or self._broken)
+            and end - start <= self._max
+            and b"\r" not in data
+            and data.count(b"\n", start, end) == 3 * (data.count(between, start, end) + 1)
+        )
+        if not plain:
+            return self.feed(data), [], []
+        before = self.feed(data[:start]) if start else []
+        if self._broken or self._rest or self._event or self._data:
+            return before + self.feed(data[start:]), [], []
+        datas = data[start + len(opening) : end - 2].split(between)
+        self.last_event_id = self._id
+        return before, datas, self.feed(data[end:]) if end < len(data) else []
+
     def close(self) -> list[SSEEvent]:
         """Return what a clean end of the body completes; raises LineTooLong.
 

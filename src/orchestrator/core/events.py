@@ -289,17 +289,17 @@ def draft(event_id: str, ts: int, payload: Payload) -> Draft:
     return Draft(event_id, ts, payload.type, _ENCODER.encode(payload))
 
 
+def text_of(run_id: str, seq: int, item: Draft) -> str:
+    """Return the JSON text of the event that `item` becomes as number `seq` of its run."""
+    return (
+        f'{{"event_id":"{item.event_id}","run_id":"{run_id}","seq":{seq},'
+        f'"ts":{item.ts},"type":"{item.type}","payload":{item.payload.decode()}}}'
+    )
+
+
 def seal(run_id: str, seq: int, item: Draft) -> LogEvent:
     """Return the log event that `item` becomes as number `seq` of its run."""
-    data = (
-        (
-            f'{{"event_id":"{item.event_id}","run_id":"{run_id}","seq":{seq},'
-            f'"ts":{item.ts},"type":"{item.type}","payload":'
-        ).encode()
-        + item.payload
-        + b"}"
-    )
-    return LogEvent(seq, item.type, data)
+    return LogEvent(seq, item.type, text_of(run_id, seq, item).encode())
 
 
 def open_event(data: bytes) -> Envelope:

@@ -1,5 +1,6 @@
 """What an agent says during one invocation, whatever protocol it speaks."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 import msgspec
@@ -11,6 +12,12 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     """A piece of the answer."""
 
     text: str
+
+
+class Deltas(msgspec.Struct, frozen=True):
+    """Several pieces of the answer that came together, in their order."""
+
+    texts: list[str]
 
 
 class State(msgspec.Struct, frozen=True):
@@ -48,6 +55,15 @@ class Other(msgspec.Struct, frozen=True):
     data: Any
 
 
-Frame: TypeAlias = Delta | State | Done | Failed | Paused | Other
+Frame: TypeAlias = Delta | Deltas | State | Done | Failed | Paused | Other
 ENDING = (Done, Failed, Paused)
 """Frames after which nothing more of the stream is read."""
+
+
+def singly(frames: Iterable[Frame]) -> Iterator[Frame]:
+    """Yield frames with the pieces of an answer one by one, however they came together."""
+    for frame in frames:
+        if isinstance(frame, Deltas):
+            yield from map(Delta, frame.texts)
+        else:
+            yield frame

@@ -5,12 +5,13 @@ the events, the run's `changes`, then `writes` in their order. A guard or a uniq
 not hold refuses this op alone and leaves the others of the same transaction standing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from orchestrator.core.events import Draft, LogEvent
+from orchestrator.core.batch import EMPTY, Batch, Deltas
+from orchestrator.core.events import DELTAS, Draft
 from orchestrator.core.records import Record, Run
 from orchestrator.core.states import RunState
 
@@ -73,18 +74,27 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str | None = None
     create: Run | None = None
     guard: Guard = ANYTIME
-    events: tuple[Draft, ...] = ()
+    events: Sequence[Draft] = ()
     changes: Mapping[str, Any] = {}
     writes: tuple[Write, ...] = ()
 
+    @property
+    def changes_state(self) -> bool:
+        """Return whether this is more than words of an agent: then the disk is waited for."""
+        if self.create is not None or self.changes or self.writes:
+            return True
+        return not isinstance(self.events, Deltas) and any(
+            e.type not in DELTAS for e in self.events
+        )
+
 
 class Committed(msgspec.Struct, frozen=True):
-    """An op that is on disk: the run's new `head` and `version`, and the events as sealed."""
+    """An op that is done: the run's new `head` and `version`, and the events as sealed."""
 
     head: int = 0
     version: int = 0
     key: int = 0
-    events: tuple[LogEvent, ...] = ()
+    events: Batch = EMPTY
 
 
 class Refused(msgspec.Struct, frozen=True):

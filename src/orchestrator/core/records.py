@@ -67,7 +67,8 @@ class Run(Record, frozen=True, kw_only=True):
 
     `version` counts the events that are not of the delta class, `head` is the last seq, `epoch`
     counts owners, `attempt` invocations; `attempt_seq` is the seq of the latest
-    `agent_invoke_started`. `generation` counts the unclean host stops that the run lived through.
+    `agent_invoke_started`. `forks` has the head at each unclean stop of the host that the run lived
+    through: readers may have seen more than was left, so each begins a generation of the log.
     """
 
     TABLE = "runs"
@@ -84,7 +85,7 @@ class Run(Record, frozen=True, kw_only=True):
     owner: str | None = None
     attempt: int = 0
     attempt_seq: int = 0
-    generation: int = 0
+    forks: list[int] = []
     parent_run_id: str | None = None
     depth: int = 0
     request_id: str | None = None

@@ -122,6 +122,7 @@ class Dispatcher:
                 ("parent_run_id", "is", None),
                 order="key",
                 limit=1,
+                deciding=True,
             )
             new.update(run.run_id for run in waiting)
         return sorted(new)[:_CLAIM_BATCH]
@@ -143,7 +144,8 @@ class Dispatcher:
     async def _hold(self, claimed: Claimed, switch: Switch) -> None:
         run = claimed.run
         try:
-            agent = await self._ledger.store.get(Agent, run.tenant, run.agent_id)
+            store = self._ledger.store
+            agent = await store.get(Agent, run.tenant, run.agent_id, deciding=True)
             lock = self._slots.of(agent) if agent is not None else None
             if lock is None:
                 await self._runner.drive(claimed, agent, switch)

@@ -79,7 +79,8 @@ class Intake:
         """
         self._check(request)
         parent = await self._parent(request)
-        agent = await self._ledger.store.get(Agent, request.tenant, request.agent_id)
+        store = self._ledger.store
+        agent = await store.get(Agent, request.tenant, request.agent_id, deciding=True)
         if agent is None:
             raise AgentNotFound(f"agent {request.agent_id} not found")
         session_id = parent.session_id if parent else request.session_id or self._session()
@@ -109,7 +110,7 @@ class Intake:
     async def _parent(self, request: Invoke) -> Run | None:
         if request.parent_run_id is None:
             return None
-        parent = await self._ledger.load(request.parent_run_id)
+        parent = await self._ledger.load(request.parent_run_id, deciding=True)
         if parent.tenant != request.tenant:
             raise RunNotFound(f"run {parent.run_id} not found")
         if parent.status not in OPEN or parent.attempt == 0:
@@ -127,7 +128,9 @@ class Intake:
     async def _known(self, request: Invoke, key: IdempotencyKey | None) -> Accepted | None:
         if key is None:
             return None
-        found = await self._ledger.store.get(IdempotencyKey, key.tenant, key.scope, key.key)
+        found = await self._ledger.store.get(
+            IdempotencyKey, key.tenant, key.scope, key.key, deciding=True
+        )
         return await self._repeat(request, key, found) if found is not None else None
 
     async def _repeat(
@@ -240,6 +243,7 @@ class Intake:
             ("status", "in", sorted(HOLDS_SESSION)),
             ("parent_run_id", "is", None),
             limit=1,
+            deciding=True,
         )
         return bool(ahead)
 

@@ -1,11 +1,14 @@
 """The one way into the log: load, decide, commit, publish; again when somebody was faster."""
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 from msgspec.structs import replace
 
 from orchestrator.core import events as ev
 from orchestrator.core import ids
+from orchestrator.core.batch import Deltas
 from orchestrator.core.decide import Cancel, Command
 from orchestrator.core.errors import Conflict, RunNotFound, StaleWrite, Unavailable
 from orchestrator.core.ops import Committed, Guard, Op, Outcome, Refused
@@ -15,6 +18,8 @@ from orchestrator.core.states import ENDED, OPEN, RunState
 from orchestrator.ports import Bus, Hint, Store, World
 
 _APPENDABLE = OPEN - {RunState.CREATED}
+Said: TypeAlias = str | ev.Payload
+"""What an agent says: a text is a piece of its answer."""
 _PATIENCE_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 """Waits between tries while the store cannot commit; the last one repeats."""
 
@@ -26,7 +31,7 @@ class Ledger:
         self.store = store
         self.world = world
         self.open_runs = 0
-        self.counts: dict[str, int] = {}
+        self.counts: Counter[str] = Counter()
         self._bus = bus
         self._ended: list[Callable[[Run], None]] = []
 
@@ -43,9 +48,9 @@ class Ledger:
         shard = run.run_id[-2:]
         return lambda: self.mint("evt", shard)
 
-    async def load(self, run_id: str) -> Run:
+    async def load(self, run_id: str, *, deciding: bool = False) -> Run:
         """Return a run as last committed; raises RunNotFound."""
-        run = await self.store.get(Run, run_id)
+        run = await self.store.get(Run, run_id, deciding=deciding)
         if run is None:
             raise RunNotFound(f"run {run_id} not found")
         return run
@@ -83,17 +88,13 @@ class Ledger:
                 await self.world.sleep(wait)
         raise AssertionError  # _patience never ends
 
-    async def append(self, run: Run, payloads: Iterable[ev.Payload], epoch: int) -> Committed:
+    async def append(self, run: Run, said: "Sequence[Said]", epoch: int) -> Committed:
         """Append events of the delta class as the owner; waits while the store cannot commit.
 
         Raises StaleWrite when the run has ended or changed hands.
         """
-        mint, ts = self.event_ids(run), self.world.now()
-        op = Op(
-            run_id=run.run_id,
-            guard=Guard(epoch=epoch, states=_APPENDABLE),
-            events=tuple(ev.draft(mint(), ts, payload) for payload in payloads),
-        )
+        guard = Guard(epoch=epoch, states=_APPENDABLE)
+        op = Op(run_id=run.run_id, guard=guard, events=self._drafts(run, said))
         for wait in _patience():
             try:
                 outcome = (await self.store.commit(op))[0]
@@ -105,6 +106,19 @@ class Ledger:
             self._publish(run, outcome)
             return outcome
         raise AssertionError  # _patience never ends
+
+    def _drafts(self, run: Run, said: "Sequence[Said]") -> Sequence[ev.Draft]:
+        """Return drafts of what an agent said; all words, which is the usual case, go together."""
+        ts = self.world.now()
+        texts = [text for text in said if isinstance(text, str)]
+        if len(texts) == len(said):
+            noise = self.world.noise(ids.NOISE_BYTES * len(texts))
+            return Deltas(ts, texts, noise, run.run_id[-2:])
+        mint = self.event_ids(run)
+        return [
+            ev.draft(mint(), ts, ev.AgentStreamDelta(text=one) if isinstance(one, str) else one)
+            for one in said
+        ]
 
     async def _carried(self, after: Run, outcome: Committed) -> Run:
         seq = outcome.head if after.attempt_seq == HEAD else after.attempt_seq
@@ -119,7 +133,7 @@ class Ledger:
 
     async def _reload(self, run: Run, outcome: Outcome) -> Run:
         if isinstance(outcome, Refused) and outcome.why in {"version", "state"}:
-            return await self.load(run.run_id)
+            return await self.load(run.run_id, deciding=True)
         why = outcome.why if isinstance(outcome, Refused) else "unknown"
         raise StaleWrite(f"run {run.run_id}: somebody else decided first ({why})")
 
@@ -130,6 +144,7 @@ class Ledger:
             ("parent_run_id", "=", parent.run_id),
             ("status", "in", sorted(OPEN)),
             limit=1000,
+            deciding=True,
         )
         for child in children:
             try:
@@ -140,8 +155,7 @@ class Ledger:
 
     def _publish(self, run: Run, outcome: Committed) -> None:
         hint = Hint(run.run_id, outcome.head, outcome.events)
-        for event in outcome.events:
-            self.counts[event.type] = self.counts.get(event.type, 0) + 1
+        self.counts.update(outcome.events.types)
         self._bus.publish(f"run:{run.run_id}", hint)
         self._bus.publish(f"session:{run.tenant}/{run.session_id}", hint)
         self._bus.publish("runs", hint)

@@ -5,6 +5,7 @@ nothing else. While it is away one push at a time tries whether it is back.
 """
 
 import asyncio
+from collections.abc import Sequence
 
 import msgspec
 
@@ -100,7 +101,7 @@ class Pusher:
             await self._track(run)
 
     async def _track(self, run: Run) -> Track:
-        saved = await self._store.get(Cursor, FOLLOWER, run.run_id)
+        saved = await self._store.get(Cursor, FOLLOWER, run.run_id, deciding=True)
         seq = saved.seq if saved is not None else 0
         track = Track(run.run_id, run.session_id, seq, run.head, run.ended_at, saved=seq)
         self._tracks[run.run_id] = track
@@ -111,13 +112,13 @@ class Pusher:
         if track is None:
             if len(self._tracks) >= TRACKS_MAX:
                 self._forget(next(iter(self._tracks)))
-            run = await self._store.get(Run, hint.run_id)
+            run = await self._store.get(Run, hint.run_id, deciding=True)
             if run is None:
                 return
             track = await self._track(run)
         track.head = max(track.head, hint.head)
-        if not hint.events or hint.events[-1].type in TERMINAL:
-            run = await self._store.get(Run, hint.run_id)
+        if not hint.events or hint.events.types[-1] in TERMINAL:
+            run = await self._store.get(Run, hint.run_id, deciding=True)
             track.ended_at = run.ended_at if run is not None else self._world.now()
 
     def _start(self, tasks: asyncio.TaskGroup) -> None:
@@ -165,7 +166,7 @@ class Pusher:
             return False
         return True
 
-    def _portions(self, events: list[LogEvent]) -> list[tuple[int, list[bytes]]]:
+    def _portions(self, events: Sequence[LogEvent]) -> list[tuple[int, list[bytes]]]:
         """Return (last seq, pushed objects) per request: one event each, or all where welcome."""
         pushed = [(event.seq, live(event)) for event in events]
         if self._batch:

@@ -12,7 +12,7 @@ from orchestrator.core.errors import AgentFailure, Conflict, StoreFailure
 from orchestrator.core.records import Agent, Invocation, Retry, Run
 from orchestrator.core.states import ENDED, RunState
 from orchestrator.engine.clocks import Clocks, Stopped, Switch, limits_of
-from orchestrator.engine.ledger import Ledger
+from orchestrator.engine.ledger import Ledger, Said
 from orchestrator.engine.limits import EngineSettings
 from orchestrator.engine.transcript import Caller
 from orchestrator.ports import AgentClient, Claimed
@@ -30,22 +30,25 @@ class Attempt(msgspec.Struct):
     bytes: int = 0
     ending: fr.Done | fr.Failed | fr.Paused | None = None
 
-    def take(self, frames: Sequence[fr.Frame]) -> list[ev.Payload]:
-        """Return the events for a batch of frames; an ending frame is kept for later."""
-        payloads: list[ev.Payload] = []
+    def take(self, frames: Sequence[fr.Frame]) -> list[Said]:
+        """Return what a batch of frames says; an ending frame is kept for later."""
+        said: list[Said] = []
         for frame in frames:
             match frame:
+                case fr.Deltas(texts=texts):
+                    self.texts += texts
+                    said += texts
                 case fr.Delta(text=text):
                     self.texts.append(text)
-                    payloads.append(ev.AgentStreamDelta(text=text))
+                    said.append(text)
                 case fr.State(state=state, detail=detail):
-                    payloads.append(ev.AgentState(state=state, detail=detail))
+                    said.append(ev.AgentState(state=state, detail=detail))
                 case fr.Other(name=name, data=data):
-                    payloads.append(ev.AgentEvent(name=name, data=data))
+                    said.append(ev.AgentEvent(name=name, data=data))
                 case fr.Done() | fr.Failed() | fr.Paused():
                     self.ending = frame
                     break
-        return payloads
+        return said
 
 
 class Runner:
@@ -90,7 +93,7 @@ class Runner:
             if next_run is None:
                 return
             run = next_run
-        invocation = await self._ledger.store.get(Invocation, run.run_id)
+        invocation = await self._ledger.store.get(Invocation, run.run_id, deciding=True)
         if invocation is None:
             raise LookupError(f"run {run.run_id} has no invocation")
         try:
@@ -139,10 +142,10 @@ class Runner:
         async with self._clients[agent.protocol].open(call) as stream:
             async for frames in stream:
                 clocks.alive()
-                payloads = attempt.take(frames)
-                if payloads:
-                    committed = await self._ledger.append(run, payloads, run.epoch)
-                    attempt.bytes += sum(len(event.data) for event in committed.events)
+                said = attempt.take(frames)
+                if said:
+                    committed = await self._ledger.append(run, said, run.epoch)
+                    attempt.bytes += committed.events.size
                     self._check_size(attempt)
                 if attempt.ending is not None:
                     return

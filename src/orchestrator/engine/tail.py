@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import msgspec
 
+from orchestrator.core.batch import EMPTY, Batch
 from orchestrator.core.errors import InvalidRequest
 from orchestrator.core.events import TERMINAL, LogEvent
 from orchestrator.core.records import Run
@@ -32,9 +33,7 @@ class Tails:
         self._bus = bus
 
     @asynccontextmanager
-    async def run(
-        self, run_id: str, after: int = 0
-    ) -> AsyncIterator[AsyncIterator[list[LogEvent]]]:
+    async def run(self, run_id: str, after: int = 0) -> AsyncIterator[AsyncIterator[Batch]]:
         """Hand out the events of a run with `seq > after`, in batches, up to the terminal event."""
         with self._bus.subscribe(f"run:{run_id}") as mailbox:
             yield _follow_run(self._store, mailbox, run_id, after)
@@ -60,12 +59,12 @@ class Tails:
 
 async def _follow_run(
     store: Store, mailbox: Mailbox, run_id: str, cursor: int
-) -> AsyncIterator[list[LogEvent]]:
+) -> AsyncIterator[Batch]:
     while True:
         page = await store.read(run_id, cursor, PAGE)
         if page:
             yield page
-            cursor = page[-1].seq
+            cursor = page.seqs[-1]
         if _is_end(page) or (not page and await _is_over(store, run_id, cursor)):
             return
         if len(page) == PAGE:
@@ -75,7 +74,7 @@ async def _follow_run(
             batch, hole = _contiguous(await mailbox.take(), cursor)
             if batch:
                 yield batch
-                cursor = batch[-1].seq
+                cursor = batch.seqs[-1]
             if _is_end(batch):
                 return
 
@@ -85,22 +84,24 @@ async def _is_over(store: Store, run_id: str, cursor: int) -> bool:
     return run is None or (run.status in ENDED and cursor >= run.head)
 
 
-def _is_end(batch: list[LogEvent]) -> bool:
-    return bool(batch) and batch[-1].type in TERMINAL
+def _is_end(batch: Batch) -> bool:
+    return bool(batch) and batch.types[-1] in TERMINAL
 
 
-def _contiguous(hints: list[Hint], cursor: int) -> tuple[list[LogEvent], bool]:
+def _contiguous(hints: list[Hint], cursor: int) -> tuple[Batch, bool]:
     """Return the new events that directly follow `cursor`, and whether more must be read."""
-    batch: list[LogEvent] = []
+    found: list[Batch] = []
+    hole = False
     for hint in hints:
         if hint.head <= cursor:
             continue
-        fresh = [event for event in hint.events if event.seq > cursor]
-        if not fresh or fresh[0].seq != cursor + 1:
-            return batch, True
-        batch += fresh
-        cursor = fresh[-1].seq
-    return batch, False
+        fresh = hint.events.after(cursor)
+        if not fresh or fresh.seqs[0] != cursor + 1:
+            hole = True
+            break
+        found.append(fresh)
+        cursor = fresh.seqs[-1]
+    return Batch.chain(found) if found else EMPTY, hole
 
 
 class SessionCursor(msgspec.Struct):
@@ -184,13 +185,13 @@ class _SessionFollower:
     async def _read(self, run_id: str) -> AsyncIterator[list[SessionEvent]]:
         while True:
             seq = self._cursor.seqs.get(run_id, 0)
-            page = await self._store.read(run_id, seq, PAGE) if seq >= 0 else []
+            page = await self._store.read(run_id, seq, PAGE) if seq >= 0 else EMPTY
             if page:
                 yield self._mark(run_id, page)
             if not page or _is_end(page):
                 return
 
-    def _mark(self, run_id: str, events: list[LogEvent]) -> list[SessionEvent]:
+    def _mark(self, run_id: str, events: Batch) -> list[SessionEvent]:
         marked = []
         for event in events:
             self._cursor.seqs[run_id] = -1 if event.type in TERMINAL else event.seq

@@ -21,7 +21,8 @@ async def earlier_messages(store: Store, run: Run) -> list[dict[str, Any]]:
     """
     if run.parent_run_id is not None:
         return []
-    own = await store.get(Message, run.message_id)
+    # Deciding, for all of this was committed before the attempt began, which is on the disk.
+    own = await store.get(Message, run.message_id, deciding=True)
     if own is None:
         return []
     newest = await store.find(
@@ -31,6 +32,7 @@ async def earlier_messages(store: Store, run: Run) -> list[dict[str, Any]]:
         ("pos", "<", own.pos),
         order="-pos",
         limit=TRANSCRIPT_MESSAGES,
+        deciding=True,
     )
     return _fitting([{"role": m.role, "content": m.content} for m in newest])
 

@@ -50,7 +50,7 @@ class Upkeep:
         if timer.kind == RUN_MAX:
             message = "the run reached its longest allowed life (RUN_MAX_MS, or its parent's)"
             try:
-                run = await self._ledger.load(timer.run_id)
+                run = await self._ledger.load(timer.run_id, deciding=True)
                 if run.status not in ENDED:
                     await self._ledger.execute(run, Fail(code="run_timeout", message=message))
                     return
@@ -65,9 +65,10 @@ class Upkeep:
             ("parent_run_id", "!=", None),
             ("status", "in", sorted(OPEN)),
             limit=1000,
+            deciding=True,
         )
         for parent_id in {child.parent_run_id for child in children if child.parent_run_id}:
-            parent = await self._store.get(Run, parent_id)
+            parent = await self._store.get(Run, parent_id, deciding=True)
             if parent is not None and parent.status in ENDED:
                 ended = await self._ledger.end_children(parent)
                 log.info("orphans_ended", run_id=parent_id, children=ended)

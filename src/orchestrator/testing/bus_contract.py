@@ -2,7 +2,7 @@
 
 import asyncio
 
-from orchestrator.core.events import LogEvent
+from orchestrator.core.batch import Batch
 from orchestrator.ports import Bus, Hint
 
 WAIT_S = 5.0
@@ -58,10 +58,10 @@ class BusContract:
             assert await heads(mailbox, 1) == [1]
 
     async def test_who_does_not_take_costs_bounded_memory(self, bus: Bus) -> None:
-        event = LogEvent(1, "agent_stream_delta", b"x" * 100_000)
         with bus.subscribe("run:a") as mailbox:
             for head in range(1, 101):
-                bus.publish("run:a", Hint("a", head, (event,)))
+                events = Batch((head,), ("agent_stream_delta",), ["x" * 100_000])
+                bus.publish("run:a", Hint("a", head, events))
             async with asyncio.timeout(WAIT_S):
                 hints = await mailbox.take()
         assert sum(len(e.data) for hint in hints for e in hint.events) <= 2 << 20

@@ -7,8 +7,9 @@ import hashlib
 class FakeWorld:
     """`ports.World` with time and randomness of its own; names lead to loopback."""
 
-    def __init__(self, now: int = 1_800_000_000_000, seed: int = 0) -> None:
+    def __init__(self, now: int = 1_800_000_000_000, seed: int = 0, boot_id: str = "boot") -> None:
         self.time = now
+        self.boot_id = boot_id
         self._start = now
         self._drawn = 0
         self._seed = seed
@@ -20,6 +21,10 @@ class FakeWorld:
     def monotonic(self) -> float:
         """Return seconds since the beginning."""
         return (self.time - self._start) / 1000
+
+    def boot(self) -> str:
+        """Return the name that a test has given to this run of the machine."""
+        return self.boot_id
 
     def noise(self, size: int) -> bytes:
         """Return the next bytes of a sequence that the seed decides."""

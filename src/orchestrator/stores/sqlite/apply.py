@@ -1,16 +1,17 @@
 """Carries out ops in one open transaction: guards, events, the run's row, the rows around it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 import apsw
 from msgspec.structs import replace
 
-from orchestrator.core.events import DELTAS, Draft, LogEvent, seal
+from orchestrator.core.batch import Batch, Deltas, begun, seal_all
+from orchestrator.core.events import DELTAS
 from orchestrator.core.ops import (
     Committed,
     Delete,
-    Guard,
     Insert,
     Op,
     Outcome,
@@ -21,11 +22,14 @@ from orchestrator.core.ops import (
 )
 from orchestrator.core.records import HEAD, NEXT, PENDING, WAITING, Message, Record, Run
 from orchestrator.stores.sqlite import sql
-from orchestrator.stores.sqlite.tables import TABLES, Table
+from orchestrator.stores.sqlite.heads import Head, Heads
+from orchestrator.stores.sqlite.tables import TABLES
 
 SEGMENT_EVENTS: Final = 256
-SEGMENT_BYTES: Final = 1 << 16
+SEGMENT_SIZE: Final = 1 << 16
+"""Characters of a segment's events; a single larger event has a segment of its own."""
 _RUNS: Final = TABLES[Run]
+_SEGMENT: Final = "INSERT INTO segments VALUES (?, ?, ?, ?, ?)"
 _NEXT_POS: Final = (
     "UPDATE sessions SET pos = pos + 1 WHERE tenant = ? AND session_id = ? RETURNING pos"
 )
@@ -47,12 +51,13 @@ class Applier:
 
     def __init__(self, connection: apsw.Connection) -> None:
         self.connection = self._db = connection
+        self.heads = Heads(connection)
 
     def apply(self, op: Op) -> Outcome:
         """Return what became of `op`; a refused one leaves no trace."""
-        if op.create is None and not op.writes:
-            try:  # a guarded update comes first, so nothing is there to undo
-                return self._run_part(op)
+        if not _may_be_undone(op):
+            try:  # guards come first, so nothing is there to undo
+                return self._whole(op)
             except Refusal as refusal:
                 return refusal.refused
         self._db.execute("SAVEPOINT op")
@@ -60,66 +65,64 @@ class Applier:
             outcome = self._whole(op)
         except Refusal as refusal:
             self._db.execute("ROLLBACK TO op")
+            if op.run_id is not None:
+                self.heads.forget(op.run_id)
             outcome = refusal.refused
         self._db.execute("RELEASE op")
         return outcome
 
     def _whole(self, op: Op) -> Outcome:
         if op.create is not None:
-            self._insert(Insert(op.create), skip=frozenset({"key"}))
-        outcome = self._run_part(op) if op.run_id is not None else Committed()
+            outcome = self._create(op, op.create)
+        else:
+            outcome = self._run_part(op) if op.run_id is not None else Committed()
         for write in op.writes:
             self._write(write)
         return outcome
 
+    def _create(self, op: Op, run: Run) -> Committed:
+        created = replace(run, head=len(op.events), version=_versions(op), **op.changes)
+        self._insert(Insert(created), skip=frozenset({"key"}))
+        key = self._db.last_insert_rowid()
+        self.heads.created(created, key)
+        batch = seal_all(run.run_id, 1, op.events)
+        self._append(key, run.epoch, batch, op)
+        return Committed(head=created.head, version=created.version, key=key, events=batch)
+
     def _run_part(self, op: Op) -> Committed:
-        count = len(op.events)
-        version = sum(event.type not in DELTAS for event in op.events)
-        sets, values = ["head = head + ?", "version = version + ?"], [count, version]
-        for column, value in op.changes.items():
-            if column == "attempt_seq" and value == HEAD:
-                sets.append("attempt_seq = head + ?")
-                values.append(count)
-            else:
-                sets.append(f"{column} = ?")
-                values.append(_RUNS.value(column, value))
-        where, bound = _guarded(op.guard)
-        row = self._one(
-            f"UPDATE runs SET {', '.join(sets)} WHERE run_id = ?{where} "
-            "RETURNING key, head, version, epoch",
-            (*values, op.run_id, *bound),
+        run_id = op.run_id or ""
+        head = self.heads.of(run_id)
+        why = "missing" if head is None else head.objection(op.guard)
+        if head is None or why is not None:
+            raise Refusal(why or "missing")
+        batch = seal_all(run_id, head.head + 1, op.events)
+        versions = _versions(op)
+        after = Head(
+            head.key, head.version + versions, head.epoch, head.status, head.head + len(batch)
         )
-        if row is None:
-            raise Refusal(self._why(op))
-        key, head, version, epoch = row
-        events = tuple(
-            seal(op.run_id or "", seq, draft)
-            for seq, draft in enumerate(op.events, head - count + 1)
-        )
-        self._append(key, epoch, op.events, events)
-        return Committed(head=head, version=version, key=key, events=events)
+        if versions or op.changes:
+            self._change_run(after, op.changes)
+        self._append(head.key, head.epoch, batch, op)
+        self.heads.keep(run_id, after)
+        return Committed(head=after.head, version=after.version, key=head.key, events=batch)
 
-    def _append(
-        self, key: int, epoch: int, drafts: Sequence[Draft], events: Sequence[LogEvent]
-    ) -> None:
-        for part in portions(events):
-            first = part[0].seq
-            ts = drafts[first - events[0].seq].ts
-            data = b"[" + b",".join(event.data for event in part) + b"]"
-            self._db.execute(
-                "INSERT INTO segments VALUES (?, ?, ?, ?, ?)",
-                (key << 32 | first, len(part), epoch, ts, data),
-            )
+    def _change_run(self, after: Head, changes: Mapping[str, Any]) -> None:
+        values = [
+            after.head if (column, value) == ("attempt_seq", HEAD) else _RUNS.value(column, value)
+            for column, value in changes.items()
+        ]
+        text = _update_sql(_RUNS.name, ("head", "version", *changes), "key = ?")
+        self._db.execute(text, (after.head, after.version, *values, after.key))
+        after.status = str(changes.get("status", after.status))
+        after.epoch = changes.get("epoch", after.epoch)
 
-    def _why(self, op: Op) -> str:
-        row = self._one("SELECT version, epoch, status FROM runs WHERE run_id = ?", (op.run_id,))
-        if row is None:
-            return "missing"
-        if op.guard.epoch is not None and row[1] != op.guard.epoch:
-            return "epoch"
-        if op.guard.version is not None and row[0] != op.guard.version:
-            return "version"
-        return "state"
+    def _append(self, key: int, epoch: int, batch: Batch, op: Op) -> None:
+        if not batch.texts:
+            return
+        ts = begun(op.events)
+        for part in portions(batch):
+            row = (key << 32 | part.seqs[0], len(part), epoch, ts, part.stored())
+            self._db.execute(_SEGMENT, row)
 
     def _write(self, write: Write) -> None:
         match write:
@@ -138,7 +141,7 @@ class Applier:
         record = self._placed(write.record)
         table = TABLES[type(record)]
         row = table.row(record, skip)
-        text = _insert_sql(table, row) + " ON CONFLICT DO NOTHING"
+        text = _insert_sql(table.name, tuple(row)) + " ON CONFLICT DO NOTHING"
         self._db.execute(text, tuple(row.values()))
         if self._db.changes() == 0 and not write.absent_ok:
             found = self._one(
@@ -154,18 +157,18 @@ class Applier:
         kept = {*table.key, *write.keep}
         sets = ", ".join(f"{c} = excluded.{c}" for c in row if c not in kept)
         conflict = f" ON CONFLICT ({', '.join(table.key)}) DO UPDATE SET {sets}"
-        self._db.execute(_insert_sql(table, row) + conflict, tuple(row.values()))
+        text = _insert_sql(table.name, tuple(row)) + conflict
+        self._db.execute(text, tuple(row.values()))
 
     def _patch(self, write: Patch) -> None:
         table = TABLES[write.kind]
         changes = dict(write.changes)
         if write.kind is Message and changes.get("pos") == NEXT:
             changes["pos"] = self._next_pos_of(write.key)
-        sets = ", ".join(f"{column} = ?" for column in changes)
         more = "".join(f" AND {column} IS ?" for column in write.where)
         bound = [table.value(c, v) for c, v in (*changes.items(), *write.where.items())]
         values = (*bound[: len(changes)], *write.key, *bound[len(changes) :])
-        text = f"UPDATE {table.name} SET {sets} WHERE {table.by_key}{more}"
+        text = _update_sql(table.name, tuple(changes), table.by_key + more)
         self._changed(text, values, required=write.required)
 
     def _placed(self, record: Record) -> Record:
@@ -193,32 +196,49 @@ class Applier:
         return sql.row(self._db, text, values)
 
 
-def portions(events: Sequence[LogEvent]) -> Iterator[Sequence[LogEvent]]:
-    """Cut events into the parts that become one segment row each."""
+def portions(batch: Batch) -> Iterator[Batch]:
+    """Cut a batch into the parts that become one segment row each, of consecutive numbers."""
+    for start in range(0, len(batch), SEGMENT_EVENTS):
+        part = batch.part(start, min(start + SEGMENT_EVENTS, len(batch)))
+        dense = part.seqs[-1] - part.seqs[0] == len(part) - 1
+        if dense and (len(part) == 1 or part.size <= SEGMENT_SIZE):
+            yield part
+        else:
+            yield from _cut(part)
+
+
+def _cut(batch: Batch) -> Iterator[Batch]:
     start = size = 0
-    for at, event in enumerate(events):
-        if at > start and (at - start == SEGMENT_EVENTS or size + len(event.data) > SEGMENT_BYTES):
-            yield events[start:at]
-            start, size = at, 0
-        size += len(event.data)
-    if start < len(events):
-        yield events[start:]
+    for at, text in enumerate(batch.texts):
+        size += len(text)
+        gap = at > 0 and batch.seqs[at] != batch.seqs[at - 1] + 1
+        if at > start and (gap or size > SEGMENT_SIZE):
+            yield batch.part(start, at)
+            start, size = at, len(text)
+    yield batch.part(start, len(batch))
 
 
-def _guarded(guard: Guard) -> tuple[str, list[Any]]:
-    where, bound = "", list[Any]()
-    if guard.version is not None:
-        where += " AND version = ?"
-        bound.append(guard.version)
-    if guard.epoch is not None:
-        where += " AND epoch = ?"
-        bound.append(guard.epoch)
-    if guard.states:
-        where += f" AND status IN ({', '.join('?' * len(guard.states))})"
-        bound += sorted(str(state) for state in guard.states)
-    return where, bound
+def _may_be_undone(op: Op) -> bool:
+    """Return whether a write of the op may refuse it after something has been written."""
+    return any(
+        (isinstance(write, Insert) and not write.absent_ok)
+        or (isinstance(write, Patch | Delete) and write.required)
+        for write in op.writes
+    )
 
 
-def _insert_sql(table: Table[Any], row: dict[str, Any]) -> str:
-    columns, marks = ", ".join(row), ", ".join("?" * len(row))
-    return f"INSERT INTO {table.name} ({columns}) VALUES ({marks})"
+def _versions(op: Op) -> int:
+    if isinstance(op.events, Deltas):
+        return 0
+    return sum(event.type not in DELTAS for event in op.events)
+
+
+@cache
+def _update_sql(table: str, columns: tuple[str, ...], where: str) -> str:
+    return f"UPDATE {table} SET {', '.join(f'{column} = ?' for column in columns)} WHERE {where}"
+
+
+@cache
+def _insert_sql(table: str, columns: tuple[str, ...]) -> str:
+    marks = ", ".join("?" * len(columns))
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"

@@ -7,6 +7,7 @@ import apsw
 
 from orchestrator.core.records import Lease, Run
 from orchestrator.ports import Claimed
+from orchestrator.stores.sqlite.apply import Applier
 from orchestrator.stores.sqlite.tables import TABLES
 
 _RUNS: Final = TABLES[Run]
@@ -29,18 +30,21 @@ _TAKE: Final = (
 
 
 def claim(
-    db: apsw.Connection, owner: str, now: int, limit: int, run_ids: Sequence[str]
+    applier: Applier, owner: str, now: int, limit: int, run_ids: Sequence[str]
 ) -> list[Claimed]:
     """Take up to `limit` runs for `owner`, inside the open transaction; the port says which."""
     narrowed = f"r.run_id IN ({', '.join('?' * len(run_ids))})" if run_ids else "TRUE"
-    ready = db.execute(_READY.format(narrowed=narrowed), (now, *run_ids, limit)).fetchall()
-    return [_take(db, owner, row) for row in ready]
+    text = _READY.format(narrowed=narrowed)
+    ready = applier.connection.execute(text, (now, *run_ids, limit)).fetchall()
+    return [_take(applier, owner, row) for row in ready]
 
 
-def _take(db: apsw.Connection, owner: str, ready: tuple[Any, ...]) -> Claimed:
+def _take(applier: Applier, owner: str, ready: tuple[Any, ...]) -> Claimed:
     key, before, status = ready
-    row = db.execute(_TAKE, (owner, key)).fetchall()[0]
-    return Claimed(_RUNS.record(row), before if status == "RUNNING" else None)
+    row = applier.connection.execute(_TAKE, (owner, key)).fetchall()[0]
+    run = _RUNS.record(row)
+    applier.heads.forget(run.run_id)
+    return Claimed(run, before if status == "RUNNING" else None)
 
 
 def renew(db: apsw.Connection, lease: Lease) -> None:

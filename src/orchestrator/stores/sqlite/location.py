@@ -11,10 +11,14 @@ MODES = ("rwc", "rw", "ro")
 
 
 class Location(msgspec.Struct, frozen=True):
-    """A database file; mode `rwc` creates it, `rw` does not, `ro` only reads."""
+    """A database file; mode `rwc` creates it, `rw` does not, `ro` only reads.
+
+    `vfs` names the layer below SQLite, None is the system's own.
+    """
 
     path: str
     mode: str = "rwc"
+    vfs: str | None = None
 
 
 def locate(url: str) -> Location:

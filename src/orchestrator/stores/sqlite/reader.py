@@ -3,12 +3,11 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import apsw
-import msgspec
 
-from orchestrator.core.events import LogEvent
+from orchestrator.core.batch import EMPTY, Batch, joined, unpack
 from orchestrator.core.records import R
 from orchestrator.ports import Where
 from orchestrator.stores.sqlite import sql
@@ -16,9 +15,12 @@ from orchestrator.stores.sqlite.query import condition, ordering
 from orchestrator.stores.sqlite.tables import TABLES
 
 T = TypeVar("T")
+Part: TypeAlias = tuple[int, list[str], list[str]]
 INLINE_EVENTS: Final = 64
 """Up to here a read costs less than the way to a thread and back."""
-_SEGMENTS: Final = "SELECT key, data FROM segments WHERE key >= ? AND key <= ? ORDER BY key LIMIT ?"
+_SEGMENTS: Final = (
+    "SELECT key, n, data FROM segments WHERE key >= ? AND key <= ? ORDER BY key LIMIT ?"
+)
 _FIRST: Final = "SELECT max(key) FROM segments WHERE key >= ? AND key <= ?"
 _FEW_SEGMENTS: Final = 8
 _FEW: Final = (
@@ -29,15 +31,6 @@ _SEQ_MAX: Final = 0xFFFFFFFF
 _KEYS_MAX: Final = 100_000
 _PAGE: Final = 64
 """Segments per query."""
-_RAW: Final = msgspec.json.Decoder(list[msgspec.Raw])
-
-
-class _Head(msgspec.Struct, gc=False):
-    seq: int
-    type: str
-
-
-_HEAD: Final = msgspec.json.Decoder(_Head)
 
 
 class Reader:
@@ -49,11 +42,11 @@ class Reader:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader")
         self._keys: dict[str, int] = {}
 
-    async def read(self, run_id: str, after: int, limit: int) -> list[LogEvent]:
+    async def read(self, run_id: str, after: int, limit: int) -> Batch:
         """Return up to `limit` events of a run after `after`."""
         key = self._key(run_id)
         if key is None:
-            return []
+            return EMPTY
         if limit <= INLINE_EVENTS or self._few(key, after):
             return events_of(self._inline, key, after, limit)
         return await self._on_thread(lambda: events_of(self._paged, key, after, limit))
@@ -108,19 +101,28 @@ class Reader:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
-def events_of(db: apsw.Connection, key: int, after: int, limit: int) -> list[LogEvent]:
+def events_of(db: apsw.Connection, key: int, after: int, limit: int) -> Batch:
     """Return up to `limit` events of the run with that key after `after`."""
     low, high = key << 32, key << 32 | _SEQ_MAX
     first = sql.value(db, _FIRST, (low, low | (after + 1)))
-    start, events = first if first is not None else low, list[LogEvent]()
-    while len(events) < limit:
+    start, parts, count = first if first is not None else low, list[Part](), 0
+    while count < limit:
         segments = sql.rows(db, _SEGMENTS, (start, high, _PAGE))
-        for _, data in segments:
-            for raw in _RAW.decode(data):
-                head = _HEAD.decode(raw)
-                if head.seq > after:
-                    events.append(LogEvent(head.seq, head.type, bytes(raw)))
+        for at, size, data in segments:
+            part = _unread(at & _SEQ_MAX, size, data, after)
+            count += len(part[2])
+            parts.append(part)
+            if count >= limit:
+                break
         if len(segments) < _PAGE:
             break
         start = segments[-1][0] + 1
-    return events[:limit]
+    found = joined(parts) if count else EMPTY
+    return found if count <= limit else found.part(0, limit)
+
+
+def _unread(first: int, size: int, data: bytes, after: int) -> Part:
+    """Return a segment's events after `after`."""
+    types, texts = unpack(first, size, data)
+    seen = max(0, min(after + 1 - first, size))
+    return first + seen, types[seen:], texts[seen:]

@@ -1,12 +1,10 @@
 """What retention removes: old runs whole, or only the deltas of their logs."""
 
-from collections.abc import Sequence
 from typing import Final
 
 import apsw
-import msgspec
 
-from orchestrator.core.events import DELTAS, LogEvent
+from orchestrator.core.events import DELTAS, open_event
 from orchestrator.ports import Trimmed
 from orchestrator.stores.sqlite import sql
 from orchestrator.stores.sqlite.apply import portions
@@ -51,19 +49,14 @@ def _remove(db: apsw.Connection, key: int, run_id: str) -> None:
 def _thin(db: apsw.Connection, key: int) -> int:
     """Rewrite a run's log without the delta class; what stays keeps its seq and its bytes."""
     events = events_of(db, key, 0, 1 << 32)
-    kept = [event for event in events if event.type not in DELTAS]
+    kept = [at for at, kind in enumerate(events.types) if kind not in DELTAS]
     db.execute("DELETE FROM segments WHERE key >= ? AND key <= ?", _range(key))
-    for part in portions(kept):
-        _store(db, key, part)
+    for part in portions(events.chosen(kept)):
+        ts = open_event(part[0].data).ts
+        values = (key << 32 | part.seqs[0], len(part), 0, ts, part.stored())
+        db.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?)", values)
     db.execute("UPDATE runs SET trimmed = 1 WHERE key = ?", (key,))
     return len(events) - len(kept)
-
-
-def _store(db: apsw.Connection, key: int, part: Sequence[LogEvent]) -> None:
-    ts = msgspec.json.decode(part[0].data)["ts"]
-    data = b"[" + b",".join(event.data for event in part) + b"]"
-    values = (key << 32 | part[0].seq, len(part), 0, ts, data)
-    db.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?)", values)
 
 
 def _range(key: int) -> tuple[int, int]:

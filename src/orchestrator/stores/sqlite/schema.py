@@ -58,16 +58,18 @@ def prepare(location: Location) -> None:
         _upgrade(location, version, steps)
 
 
-def connect(location: Location, *, read_only: bool = False) -> apsw.Connection:
+def connect(
+    location: Location, *, read_only: bool = False, synchronous: str = "FULL"
+) -> apsw.Connection:
     """Open a connection with our pragmas; raises DatabaseRefused when the file cannot be opened."""
     flags = apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE
     try:
-        db = apsw.Connection(location.path, flags=flags)
+        db = apsw.Connection(location.path, flags=flags, vfs=location.vfs)
         db.set_busy_timeout(_BUSY_MS)
         db.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
         if not read_only:
             db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=FULL")
+            db.execute(f"PRAGMA synchronous={synchronous}")
             # Proves that the file can be written at all, before anything is promised.
             if db.readonly("main"):
                 raise apsw.ReadOnlyError("the file is read-only")  # noqa: TRY301  # told below
@@ -95,7 +97,8 @@ def _inspect(location: Location) -> int:
     try:
         # Immutable: no lock, no journal, no shared memory file beside a database not ours.
         uri = f"file:{quote(str(path))}?immutable=1"
-        db = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+        db = apsw.Connection(uri, flags=flags, vfs=location.vfs)
         try:
             mark = _pragma(db, "application_id")
             tables = sql.value(db, "SELECT count(*) FROM sqlite_master")
@@ -122,7 +125,7 @@ def _create(location: Location, steps: list[tuple[int, str]]) -> None:
     So the file itself, not only its write-ahead log, says from the first moment whose it is.
     """
     try:
-        db = apsw.Connection(location.path)
+        db = apsw.Connection(location.path, vfs=location.vfs)
     except apsw.CantOpenError as error:
         raise DatabaseRefused(
             f"{location.path} cannot be created ({error}); does its folder exist, "

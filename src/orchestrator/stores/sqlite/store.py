@@ -7,20 +7,59 @@ from pathlib import Path
 from typing import Any, Final
 
 import apsw
+import msgspec
 
+from orchestrator.core.batch import Batch
 from orchestrator.core.errors import InvalidRequest, StorageFull, Unavailable
-from orchestrator.core.events import LogEvent
 from orchestrator.core.ops import Op, Outcome
 from orchestrator.core.records import Lease, R, Timer
 from orchestrator.ports import Claimed, Trimmed, Where, World
-from orchestrator.stores.sqlite import claims, retention, schema
+from orchestrator.stores.sqlite import claims, opening, retention, schema
+from orchestrator.stores.sqlite.apply import Applier
+from orchestrator.stores.sqlite.checkpoint import Checkpointer
 from orchestrator.stores.sqlite.location import Location, locate
 from orchestrator.stores.sqlite.lock import LockFile
 from orchestrator.stores.sqlite.reader import Reader
+from orchestrator.stores.sqlite.sync import Sync, Syncer, fdatasync
 from orchestrator.stores.sqlite.writer import Writer
 
 _DISK_LOOK_S: Final = 1.0
-_PROBE: Final = "PRAGMA user_version=%d"
+
+
+class _Writing:
+    """What only the process that holds the lock has: the writer and what serves it."""
+
+    def __init__(self, location: Location, world: World, sync: Sync, *, full: bool) -> None:
+        self._world = world
+        self._boot = world.boot()
+        self.lock = LockFile.take(location.path)
+        try:
+            schema.prepare(location)
+            db = opening.open_writing(location, self._boot, world.now())
+            # After the first commit: only then is there a log to sync.
+            self.syncer = Syncer(f"{location.path}-wal", sync)
+            self.writer = Writer(db, self.syncer, full=full)
+            self.checkpointer = Checkpointer(
+                schema.connect(location, synchronous="NORMAL"), self.writer, self.syncer
+            )
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def stats(self) -> dict[str, float]:
+        return self.writer.stats() | self.checkpointer.stats() | self.syncer.stats()
+
+    async def close(self) -> None:
+        await self.checkpointer.close()
+        try:
+            await self.writer.work(self._let_go)
+        finally:
+            await self.writer.close()
+            await self.syncer.close()
+            self.lock.release()
+
+    def _let_go(self, applier: Applier) -> None:
+        opening.mark(applier.connection, self._boot, self._world.now(), clean=True)
 
 
 class SQLiteStore:
@@ -31,16 +70,15 @@ class SQLiteStore:
         location: Location,
         world: World,
         watermark: int,
-        lock: LockFile | None,
-        writer: Writer | None,
         reader: Reader,
+        writing: _Writing | None,
     ) -> None:
         self._location = location
         self._world = world
         self._watermark = watermark
-        self._lock = lock
-        self._writer = writer
         self._reader = reader
+        self._writing = writing
+        self._writer = writing.writer if writing is not None else None
         self._disk = (float("-inf"), False)
 
     def now(self) -> int:
@@ -54,15 +92,23 @@ class SQLiteStore:
                 f"less than {self._watermark} bytes are free on the disk (MIN_FREE_DISK): "
                 "no new runs are taken until there is more; those in flight go on"
             )
-        return await self._writing().commit(ops)
+        return await self._must_write().commit(ops)
 
-    async def read(self, run_id: str, after: int, limit: int = 1000) -> list[LogEvent]:
-        """Return events of a run."""
-        return await self._reader.read(run_id, after, limit)
+    async def read(self, run_id: str, after: int, limit: int = 1000) -> Batch:
+        """Return events of a run, as far as they may be shown."""
+        if self._writer is None:
+            return await self._reader.read(run_id, after, limit)
+        await self._writer.returned()
+        end = self._writer.held_from(run_id)
+        found = await self._reader.read(run_id, after, limit)
+        return found if end is None else found.before(end)
 
-    async def get(self, kind: type[R], *key: Any, deciding: bool = False) -> R | None:  # noqa: ARG002  # every answer is on disk
+    async def get(self, kind: type[R], *key: Any, deciding: bool = False) -> R | None:
         """Return the record of that key."""
-        return self._reader.get(kind, key)
+        found = self._reader.get(kind, key)
+        if not deciding:
+            await self._shown()
+        return found
 
     async def find(
         self,
@@ -70,28 +116,38 @@ class SQLiteStore:
         *where: Where,
         order: str = "",
         limit: int = 100,
-        deciding: bool = False,  # noqa: ARG002  # every answer is on disk
+        deciding: bool = False,
     ) -> list[R]:
         """Return records that meet every condition."""
-        return self._reader.find(kind, where, order, limit)
+        found = self._reader.find(kind, where, order, limit)
+        if not deciding:
+            await self._shown()
+        return found
 
     async def count(self, kind: type[R], *where: Where) -> int:
         """Return how many records meet every condition."""
-        return self._reader.count(kind, where)
+        found = self._reader.count(kind, where)
+        await self._shown()
+        return found
+
+    async def _shown(self) -> None:
+        if self._writer is not None:
+            await self._writer.shown()
 
     async def claim(self, owner: str, limit: int, run_ids: Sequence[str] = ()) -> list[Claimed]:
         """Take runs that may run now."""
         now = self.now()
-        found: list[Claimed] = await self._writing().work(
-            lambda db: claims.claim(db.connection, owner, now, limit, run_ids)
+        # What a claim leads to is committed after it, so the claim itself need not be waited for.
+        return await self._must_write().work(
+            lambda db: claims.claim(db, owner, now, limit, run_ids), synced=False
         )
-        return found
 
     async def renew(self, owner: str, ttl_ms: int) -> None:
         """Say that `owner` lives."""
         expires = self.now() + ttl_ms if ttl_ms else 0
-        await self._writing().work(
-            lambda db: claims.renew(db.connection, Lease(owner=owner, expires_at=expires))
+        await self._must_write().work(
+            lambda db: claims.renew(db.connection, Lease(owner=owner, expires_at=expires)),
+            synced=False,
         )
 
     async def due(self, limit: int = 100) -> list[Timer]:
@@ -101,13 +157,12 @@ class SQLiteStore:
     async def trim(self, runs_before: int, deltas_before: int, limit: int = 100) -> Trimmed:
         """Remove what retention says, and give the pages back."""
 
-        def work(db: Any) -> Trimmed:
+        def work(db: Applier) -> Trimmed:
             trimmed = retention.trim(db.connection, runs_before, deltas_before, limit)
             db.connection.execute("PRAGMA incremental_vacuum(1000)").fetchall()
             return trimmed
 
-        trimmed: Trimmed = await self._writing().work(work)
-        return trimmed
+        return await self._must_write().work(work, slow=True)
 
     async def backup(self, path: str) -> None:
         """Copy the database to a new file while it is in use."""
@@ -128,7 +183,7 @@ class SQLiteStore:
     async def probe(self) -> None:
         """Commit something that changes nothing else."""
         now = self.now()
-        await self._writing().work(lambda db: claims.probe(db.connection, now))
+        await self._must_write().work(lambda db: claims.probe(db.connection, now))
 
     def stats(self) -> dict[str, float]:
         """Return counters and sizes."""
@@ -136,17 +191,15 @@ class SQLiteStore:
             "database_bytes": _size(self._location.path),
             "wal_bytes": _size(f"{self._location.path}-wal"),
         }
-        return sizes | (self._writer.stats() if self._writer is not None else {})
+        return sizes | (self._writing.stats() if self._writing is not None else {})
 
     async def close(self) -> None:
         """Finish what is in flight and let go."""
         await self._reader.close()
-        if self._writer is not None:
-            await self._writer.close()  # last: whoever may write folds the log into the file
-        if self._lock is not None:
-            self._lock.release()
+        if self._writing is not None:
+            await self._writing.close()  # last: whoever may write folds the log into the file
 
-    def _writing(self) -> Writer:
+    def _must_write(self) -> Writer:
         if self._writer is None:
             raise Unavailable("the database was opened with mode=ro and cannot be written")
         return self._writer
@@ -167,23 +220,25 @@ def _size(path: str) -> float:
         return 0.0
 
 
-def _exclusive(location: Location) -> apsw.Connection:
-    """Open the writing connection; we hold the lock, so whoever had a lease here is dead."""
-    db = schema.connect(location)
-    db.execute("DELETE FROM leases")
-    return db
+async def open_store(
+    url: str,
+    *,
+    world: World,
+    watermark: int = 0,
+    durability: str = "balanced",
+    sync: Sync = fdatasync,
+    vfs: str | None = None,
+) -> SQLiteStore:
+    """Open the database that `DATABASE_URL` names; raises DatabaseRefused with a sentence.
 
-
-async def open_store(url: str, *, world: World, watermark: int = 0) -> SQLiteStore:
-    """Open the database that `DATABASE_URL` names; raises DatabaseRefused with a sentence."""
-    location = locate(url)
-    lock = LockFile.take(location.path) if location.mode != "ro" else None
-    try:
+    `durability` `full` answers an agent's words from the disk, too. `sync` and `vfs` are the ways
+    to the disk, which rigs record and break.
+    """
+    location = msgspec.structs.replace(locate(url), vfs=vfs)
+    writing = None
+    if location.mode == "ro":
         schema.prepare(location)
-        writer = Writer(_exclusive(location)) if lock is not None else None
-        reader = Reader(lambda: schema.connect(location, read_only=True))
-    except BaseException:
-        if lock is not None:
-            lock.release()
-        raise
-    return SQLiteStore(location, world, watermark, lock, writer, reader)
+    else:
+        writing = _Writing(location, world, sync, full=durability == "full")
+    reader = Reader(lambda: schema.connect(location, read_only=True))
+    return SQLiteStore(location, world, watermark, reader, writing)

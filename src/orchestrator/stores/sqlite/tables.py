@@ -1,13 +1,20 @@
 """How records become rows and back: one table per record type, one column per field."""
 
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any, Final, Generic
 
 import msgspec
 
-from orchestrator.core.records import RECORDS, R, Record
+from orchestrator.core.records import RECORDS, R, Record, Run
 
 _PLAIN: Final = (str, int, float, bytes, type(None))
+HEAD: Final = (
+    "CASE WHEN ended_at IS NOT NULL THEN head ELSE coalesce((SELECT (s.key & 4294967295) + s.n - 1 "
+    "FROM segments AS s WHERE s.key >= runs.key << 32 AND s.key < (runs.key + 1) << 32 "
+    "ORDER BY s.key DESC LIMIT 1), head) END"
+)
+"""A run's head in SQL: the row of an open run learns it with the next change of state only."""
 
 
 class Table(Generic[R]):
@@ -20,13 +27,26 @@ class Table(Generic[R]):
         self.key = kind.KEY
         fields = msgspec.structs.fields(kind)
         self.json = frozenset(f.encode_name for f in fields if not _is_plain(f.type))
-        self.select = ", ".join(self.columns)
+        enums = {
+            f.encode_name for f in fields if isinstance(f.type, type) and issubclass(f.type, Enum)
+        }
+        self._converted = self.json | enums
+        self.select = ", ".join(
+            f"{HEAD} AS head" if kind is Run and column == "head" else column
+            for column in self.columns
+        )
         self.by_key = " AND ".join(f"{column} = ?" for column in self.key)
         self._decode = tuple(column in self.json for column in self.columns)
 
     def row(self, record: R, skip: frozenset[str] = frozenset()) -> dict[str, Any]:
         """Return a record's columns and their values for binding."""
-        return {c: self.value(c, getattr(record, c)) for c in self.columns if c not in skip}
+        values = msgspec.structs.astuple(record)
+        row = dict(zip(self.columns, values, strict=True))
+        for column in skip:
+            del row[column]
+        for column in self._converted & row.keys():
+            row[column] = self.value(column, row[column])
+        return row
 
     def value(self, column: str, value: Any) -> Any:
         """Return one value for binding; raises KeyError for a column that does not exist."""

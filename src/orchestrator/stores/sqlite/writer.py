@@ -1,120 +1,279 @@
-"""The one writer: while a commit is on its way to the disk the next batch gathers, no timer."""
+"""The one writer: a turn of the loop is a commit, and only those who must wait for the disk do."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import apsw
+import msgspec
 
 from orchestrator.core.errors import StorageFull, StoreFailure, Unavailable
-from orchestrator.core.ops import Op, Outcome
+from orchestrator.core.ops import Committed, Op, Outcome
 from orchestrator.stores.sqlite.apply import Applier
+from orchestrator.stores.sqlite.sync import Syncer
 
+T = TypeVar("T")
 BATCH: Final = 512
 """How many callers at most share a transaction."""
 FULL: Final = "the disk is full: free some space, the server goes on by itself"
+_BUSY_MS: Final = 5000
 _FATAL: Final = (
     apsw.IOError, apsw.CorruptError, apsw.NotADBError, apsw.ReadOnlyError, apsw.CantOpenError,
 )  # fmt: skip
 
 
-@dataclass
-class _Waiting:
+class _Waiting(msgspec.Struct):
+    """Somebody's work: `synced` work is answered from the disk, `slow` work is done beside."""
+
     work: Callable[[Applier], Any]
     future: "asyncio.Future[Any]"
+    ops: tuple[Op, ...] = ()
+    synced: bool = True
+    slow: bool = False
+
+
+class _Held(msgspec.Struct):
+    """From which event on a run is not shown yet, and the commit whose sync lifts that."""
+
+    first: int
+    number: int
 
 
 class Writer:
-    """Gives each caller its own result; many callers share one transaction and one fsync."""
+    """Gives each caller its own result; many callers share one transaction and one sync.
 
-    def __init__(self, connection: apsw.Connection) -> None:
+    A commit is made inline, on the loop: without a sync it costs less than the way to a thread.
+    Words of an agent are answered at once, for the commit survives the process; changes of state
+    are answered from the disk, and with `full` so is everything. What may take long (a batch whose
+    commit has to sync the head of a fresh log, one that another program keeps waiting, retention)
+    goes to a thread, and others gather meanwhile.
+    """
+
+    def __init__(self, connection: apsw.Connection, syncer: Syncer, *, full: bool = False) -> None:
+        connection.set_busy_timeout(0)
         self._db = connection
         self._applier = Applier(connection)
+        self._syncer = syncer
+        self._full = full
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._queue: list[_Waiting] = []
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._called = False
+        self._back = asyncio.Event()
+        self._back.set()
+        self._held: dict[str, _Held] = {}
         self._broken: StoreFailure | None = None
-        self.commits = self.requests = self.largest = self.full = 0
+        self.fresh_log = False
+        """Whether the next commit begins the log anew, which syncs its head."""
+        self.commits = self.requests = self.largest = self.full = self.aside = 0
+        self.seconds = self.slowest = 0.0
 
     async def commit(self, ops: Sequence[Op]) -> list[Outcome]:
         """Commit ops in order, in one transaction."""
-        outcomes: list[Outcome] = await self.work(lambda db: [db.apply(op) for op in ops])
+        synced = self._full or any(op.changes_state for op in ops)
+
+        def work(applier: Applier) -> list[Outcome]:
+            return [applier.apply(op) for op in ops]
+
+        outcomes: list[Outcome] = await self._submit(work, tuple(ops), synced=synced)
         return outcomes
 
-    async def work(self, work: Callable[[Applier], Any]) -> Any:
-        """Run `work` in the next transaction, on the writer's thread; return its result on disk."""
-        if self._broken is not None:
-            raise StoreFailure(self._broken.message)
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(work, future))
-        if self._idle.is_set():
-            self._begin()
-        return await asyncio.shield(future)
+    async def work(
+        self, work: Callable[[Applier], T], *, synced: bool = True, slow: bool = False
+    ) -> T:
+        """Run `work` in the next transaction and return its result, on the disk if `synced`."""
+        result: T = await self._submit(work, synced=synced, slow=slow)
+        return result
+
+    async def shown(self) -> None:
+        """Return once all that could be read just now is on the disk."""
+        await self.returned()
+        if self._syncer.pending:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._syncer.after(self._syncer.written, lambda error: _settle(future, None, error))
+            await future
+
+    async def returned(self) -> None:
+        """Return while no batch is in the thread: what one does there is not accounted for yet."""
+        while not self._back.is_set():
+            await self._back.wait()
+
+    def held_from(self, run_id: str) -> int | None:
+        """Return the first seq of a run that must not be shown yet."""
+        held = self._held.get(run_id)
+        return held.first if held is not None else None
+
+    def hold(self) -> bool:
+        """Hold every batch back until `resume`; False when one is in the thread."""
+        if not self._back.is_set():
+            return False
+        self._back.clear()
+        return True
+
+    def resume(self) -> None:
+        """Let batches go on."""
+        self._back.set()
+        self._call()
 
     async def close(self) -> None:
-        """Wait for what is in flight and close the connection."""
-        await self._idle.wait()
+        """Finish what waits and close the connection."""
+        while self._queue or not self._back.is_set():
+            await asyncio.sleep(0)
+            await self.returned()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._let_go)
         self._thread.shutdown()
 
     def stats(self) -> dict[str, float]:
-        """Return how often and how full the writer went to the disk."""
+        """Return how often, how full and how fast batches are committed."""
         return {
             "commits_total": self.commits,
             "commit_requests_total": self.requests,
             "commit_largest_batch": self.largest,
+            "commit_seconds_total": self.seconds,
+            "commit_slowest_seconds": self.slowest,
+            "commits_aside_total": self.aside,
             "disk_full_total": self.full,
+            "runs_held": len(self._held),
         }
 
-    def _begin(self) -> None:
-        self._idle.clear()
+    # ------------------------------------------------------------ the queue
+
+    def _submit(
+        self,
+        work: Callable[[Applier], Any],
+        ops: tuple[Op, ...] = (),
+        *,
+        synced: bool,
+        slow: bool = False,
+    ) -> "asyncio.Future[Any]":
+        broken = self._broken or self._syncer.failure
+        if broken is not None:
+            raise StoreFailure(broken.message)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(work, future, ops, synced, slow))
+        self._call()
+        return future
+
+    def _call(self) -> None:
+        if self._queue and not self._called and self._back.is_set():
+            self._called = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._called = False
+        if not self._back.is_set():
+            return
         batch, self._queue = self._queue[:BATCH], self._queue[BATCH:]
         self.requests += len(batch)
         self.largest = max(self.largest, len(batch))
+        if self.fresh_log or any(waiting.slow for waiting in batch):
+            self._aside(batch)
+        else:
+            results = self._commit(batch)
+            if results is None:
+                self._aside(batch)
+            else:
+                self._finish(batch, results)
+        self._call()
+
+    def _aside(self, batch: list[_Waiting]) -> None:
+        self.aside += 1
+        self.fresh_log = False
+        self._back.clear()
         loop = asyncio.get_running_loop()
-        done = loop.run_in_executor(self._thread, self._commit, [w.work for w in batch])
-        done.add_done_callback(lambda future: self._finish(batch, future.result()))
+        done = loop.run_in_executor(self._thread, self._commit_patiently, batch)
+        done.add_done_callback(lambda future: self._returned(batch, future.result()))
+
+    def _returned(self, batch: list[_Waiting], results: list[Any]) -> None:
+        self._back.set()
+        self._finish(batch, results)
+        self._call()
 
     def _finish(self, batch: list[_Waiting], results: list[Any]) -> None:
+        number = self._syncer.written
         for waiting, result in zip(batch, results, strict=True):
-            if waiting.future.done():
-                continue
             if isinstance(result, BaseException):
-                waiting.future.set_exception(result)
+                _settle(waiting.future, None, result)
+            elif self._must_wait(waiting, result, number):
+                self._after_sync(waiting, result, number)
             else:
-                waiting.future.set_result(result)
-        if self._queue:
-            self._begin()
-        else:
-            self._idle.set()
+                _settle(waiting.future, result, None)
 
-    # ------------------------------------------------------------ on the thread
+    def _must_wait(self, waiting: _Waiting, result: Any, number: int) -> bool:
+        """Return whether the disk comes first; nothing of a run overtakes its change of state."""
+        if not waiting.synced and not any(op.run_id in self._held for op in waiting.ops):
+            return False
+        for op, outcome in zip(waiting.ops, result if waiting.ops else (), strict=True):
+            if op.run_id is None or not isinstance(outcome, Committed):
+                continue
+            held = self._held.get(op.run_id)
+            if held is not None:
+                held.number = number
+            else:
+                first = outcome.head - len(outcome.events) + 1
+                self._held[op.run_id] = _Held(first, number)
+        return True
 
-    def _commit(self, works: list[Callable[[Applier], Any]]) -> list[Any]:
+    def _after_sync(self, waiting: _Waiting, result: Any, number: int) -> None:
+        def done(error: StoreFailure | None) -> None:
+            for op in waiting.ops:
+                held = self._held.get(op.run_id or "")
+                if held is not None and held.number <= number:
+                    del self._held[op.run_id or ""]
+            _settle(waiting.future, result, error)
+
+        self._syncer.after(number, done)
+
+    # ------------------------------------------------------------ one transaction
+
+    def _commit(self, batch: list[_Waiting]) -> list[Any] | None:
+        """Return what became of each work; None when another program has the database."""
         if self._broken is not None:
-            return [StoreFailure(self._broken.message) for _ in works]
+            return [StoreFailure(self._broken.message) for _ in batch]
+        began = time.perf_counter()
         try:
-            return self._transaction(works)
-        except Exception as error:  # noqa: BLE001  # the border of the thread: callers raise it
+            return self._transaction(batch)
+        except apsw.BusyError:
+            return None
+        except Exception as error:  # noqa: BLE001  # the border of the writer: callers raise it
             judged = self._judged(error)
-            if judged is not error or len(works) == 1:
-                return [judged] * len(works)
+            if judged is not error or len(batch) == 1:
+                return [judged] * len(batch)
+        finally:
+            took = time.perf_counter() - began
+            self.seconds += took
+            self.slowest = max(self.slowest, took)
         # One of them is at fault; alone, each gets what it deserves.
-        return [result for work in works for result in self._commit([work])]
+        return self._one_by_one(batch)
 
-    def _transaction(self, works: list[Callable[[Applier], Any]]) -> list[Any]:
+    def _one_by_one(self, batch: list[_Waiting]) -> list[Any]:
+        return [
+            BUSY if found is None else found[0]
+            for found in (self._commit([waiting]) for waiting in batch)
+        ]
+
+    def _commit_patiently(self, batch: list[_Waiting]) -> list[Any]:
+        """Commit on the thread, where there is time to wait for another program."""
+        self._db.set_busy_timeout(_BUSY_MS)
+        try:
+            found = self._commit(batch)
+        finally:
+            self._db.set_busy_timeout(0)
+        return [BUSY] * len(batch) if found is None else found
+
+    def _transaction(self, batch: list[_Waiting]) -> list[Any]:
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            results = [work(self._applier) for work in works]
+            results = [waiting.work(self._applier) for waiting in batch]
             self._db.execute("COMMIT")
         except BaseException:
+            self._applier.heads.forget()
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
         self.commits += 1
+        self._syncer.written += 1
         return results
 
     def _let_go(self) -> None:
@@ -129,10 +288,20 @@ class Writer:
         if isinstance(error, apsw.FullError):
             self.full += 1
             return StorageFull(FULL)
-        if isinstance(error, apsw.BusyError):
-            return Unavailable("another program holds the database; it will be tried again")
         if isinstance(error, _FATAL):
             # Whether the commit is on the disk is unknown: this handle must never write again.
             self._broken = StoreFailure(f"the database cannot be written any more: {error}")
             return self._broken
         return error
+
+
+BUSY: Final = Unavailable("another program holds the database; it will be tried again")
+
+
+def _settle(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return  # whoever asked has gone
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

@@ -39,7 +39,7 @@ CREATE TABLE runs (
     owner TEXT,
     attempt INTEGER NOT NULL,
     attempt_seq INTEGER NOT NULL,
-    generation INTEGER NOT NULL,
+    forks TEXT NOT NULL,
     parent_run_id TEXT,
     depth INTEGER NOT NULL,
     request_id TEXT,
