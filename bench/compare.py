@@ -35,9 +35,5 @@ def show(old: Report, new: Report) -> None:
     for change in changes(old, new):
         row = change.new
         times = "–" if change.times is None else f"{change.times:.2f} ×"
-        figures = f"{_figure(change.old):>14} {_figure(row):>14} {row.unit:<4} {times:>9}"
+        figures = f"{change.old.figure:>14} {row.figure:>14} {times:>10}"
         print(f"{row.mark} {row.bench:<8} {row.what:<66} {figures}")
-
-
-def _figure(row: Row) -> str:
-    return "–" if row.value is None else f"{row.value:,.3f}"

@@ -25,9 +25,5 @@ def table(report: Report) -> str:
 
 
 def _line(row: Row) -> str:
-    figure = "–" if row.value is None else f"{_short(row.value)} {row.unit}"
-    return f"| {row.bench} | {row.what} | {figure} | {row.bound} {row.mark} | {row.note} |"
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    bound = f"{row.bound} {row.mark}".strip()
+    return f"| {row.bench} | {row.what} | {row.figure} | {bound} | {row.note} |"

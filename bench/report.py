@@ -72,8 +72,16 @@ class Row(msgspec.Struct, frozen=True):
     def bound(self) -> str:
         """Return the bound as text."""
         if self.most is not None:
-            return f"≤ {self.most:.4g}"
-        return f"≥ {self.least:g}" if self.least is not None else ""
+            return f"≤ {self.most:,.4g}"
+        return f"≥ {self.least:,g}" if self.least is not None else ""
+
+    @property
+    def figure(self) -> str:
+        """Return the figure and its unit, to three digits or whole."""
+        if self.value is None:
+            return "–"
+        digits = ",.0f" if abs(self.value) >= 100 else ".3g"
+        return f"{self.value:{digits}} {self.unit}"
 
 
 class Report(msgspec.Struct):
@@ -86,8 +94,7 @@ class Report(msgspec.Struct):
 
 def show(row: Row) -> None:
     """Print one row."""
-    value = "–" if row.value is None else f"{row.value:,.3f}"
-    line = f"{row.mark} {row.bench:<8} {row.what:<66} {value:>14} {row.unit:<5} {row.bound:<9} "
+    line = f"{row.mark} {row.bench:<8} {row.what:<66} {row.figure:>14}   {row.bound:<10}"
     print(f"{line}{row.note}".rstrip(), flush=True)
 
 

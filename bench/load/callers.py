@@ -44,7 +44,7 @@ class Target:
 
 
 class Caller(asyncio.Protocol):
-    """One connection: invoke, follow, and again when `more` says so."""
+    """One connection: `run` invokes a run and follows it, and may be called again once it is over."""
 
     def __init__(self, target: Target, message: str, *, deaf: bool = False) -> None:
         self._target = target
