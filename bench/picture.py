@@ -52,9 +52,10 @@ def _bar(y: int, row: Row) -> Iterator[str]:
     end, bound = _x(row.margin or 0.0), _x(1.0)
     left, width = min(end, bound), max(abs(end - bound), 1.0)
     kind = "good" if row.good else "bad"
+    figure = escape(f"{row.figure} ({row.bound})")
     yield f'<text x="12" y="{y + 14}">{escape(f"{row.bench}: {row.what}")}</text>'
     yield f'<rect x="{left}" y="{y + 3}" width="{width:.1f}" height="14" class="{kind}"/>'
-    yield f'<text x="{LABELS + PLOT + 12}" y="{y + 14}">{escape(f"{row.figure} ({row.bound})")}</text>'
+    yield f'<text x="{LABELS + PLOT + 12}" y="{y + 14}">{figure}</text>'
 
 
 def _x(margin: float) -> float:
