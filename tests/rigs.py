@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -49,6 +50,7 @@ class Rigs:
 
     def __init__(self) -> None:
         self.rigs: defaultdict[str, Rig] = defaultdict(Rig)
+        self.broken: set[str] = set()
 
     @pytest.fixture
     def tally(self, request: pytest.FixtureRequest) -> Iterator[Tally]:
@@ -58,10 +60,19 @@ class Rigs:
         rig = self.rigs[name_of(request.node.path)]
         rig.rounds += tally.rounds
         rig.fired.update(tally.fired)
-        if tally.silent():
+        if tally.silent() and request.node.nodeid not in self.broken:
             pytest.fail(f"never fired: {', '.join(tally.silent())}; this rig proved nothing")
 
+    @pytest.fixture
+    def ground(self) -> Iterator[Path]:
+        """Hand out a folder in memory where there is one: rigs write files by the thousand."""
+        memory = Path("/dev/shm")  # noqa: S108  # a folder of our own is made in it
+        with TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+            yield Path(folder)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.broken.add(report.nodeid)
         path = Path(report.nodeid.partition("::")[0])
         if path.parent.name == FOLDER:
             rig = self.rigs[name_of(path)]

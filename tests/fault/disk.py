@@ -1,5 +1,6 @@
 """A disk that fails when told to: a layer below SQLite that counts every call and breaks one."""
 
+import errno
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,14 @@ class Disk:
                 self._left = None
             self.fired += 1
             raise self.error()
+
+    def fdatasync(self, descriptor: int) -> None:
+        """Stand in for the store's own way to the disk; nothing is really synced."""
+        try:
+            self.note("fdatasync")
+        except apsw.Error as error:
+            number = errno.ENOSPC if isinstance(error, apsw.FullError) else errno.EIO
+            raise OSError(number, "injected") from error
 
 
 class _File(apsw.VFSFile):

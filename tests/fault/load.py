@@ -114,6 +114,16 @@ async def follow(url: str, run_id: str, seen: list[bytes]) -> bool:
         writer.close()
 
 
+async def whole(url: str, run_id: str, seen: list[bytes]) -> None:
+    """Read a run into `seen` to its end, however often the stream breaks."""
+    async with asyncio.timeout(120):
+        while True:
+            with suppress(*CUT):
+                if await follow(url, run_id, seen):
+                    return
+            await asyncio.sleep(0.01)
+
+
 @dataclass
 class Load:
     """Callers that invoke one run after the other, each with a reader; notes what was promised."""

@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ import msgspec
 from ..processes import START_S, free_port, request, until
 
 NURSE = """
-import gc, json, os, sys
+import faulthandler, gc, json, os, resource, sys
 import orchestrator.app, orchestrator.cli.serving, uvloop, uvicorn.lifespan.off
 from orchestrator.cli.main import main
 
@@ -31,6 +32,9 @@ def become(asked):
     null = os.open(os.devnull, os.O_RDONLY)
     for target, source in ((0, null), (1, log), (2, log)):
         os.dup2(source, target)
+    faulthandler.enable()
+    for name, size in asked["limits"].items():
+        resource.setrlimit(getattr(resource, "RLIMIT_" + name), (size, size))
     os.environ.clear()
     os.environ.update(asked["env"])
     sys.argv = ["orchestrator"]
@@ -96,6 +100,15 @@ class Forked:
             return request("GET", f"{self.url}/health", timeout_s=5).status == http.HTTPStatus.OK
         return False
 
+    def status(self, field: str) -> str:
+        """Return a field of what the kernel says of it, such as VmHWM or State."""
+        text = Path(f"/proc/{self.pid}/status").read_text()
+        return text.partition(f"{field}:")[2].split()[0]
+
+    def peak(self) -> int:
+        """Return the most memory that it has held, in bytes."""
+        return int(self.status("VmHWM")) * 1024
+
     def said(self) -> str:
         """Return all that servers of its folder have written."""
         return self.log.read_text(errors="replace")
@@ -109,11 +122,13 @@ class Nurse:
         self._lock = threading.Lock()
         self._forked: list[Forked] = []
 
-    def start(self, folder: Path, **env: str) -> Forked:
-        """Fork a server in `folder`; it may not answer yet."""
+    def start(
+        self, folder: Path, limits: Mapping[str, int] = MappingProxyType({}), **env: str
+    ) -> Forked:
+        """Fork a server in `folder` under limits (AS, NOFILE …); it may not answer yet."""
         port = str(free_port())
         around = {"PATH": os.defpath, "HTTP_PORT": port, "INGRESS_URL": "off", **env}
-        pid = self.ask(folder=str(folder), env=around)
+        pid = self.ask(folder=str(folder), env=around, limits=dict(limits))
         url = f"http://127.0.0.1:{around['HTTP_PORT']}"
         forked = Forked(url, pid, folder / "server.log", self)
         self._forked.append(forked)

@@ -7,8 +7,8 @@ from orchestrator.core.records import Agent, IdempotencyKey, Message, Run
 from orchestrator.ports import Store
 
 from .agreement import ALL
-from .recording import Note, Recorder, Synced
-from .workload import Kept, Known, Owned, Retiring, Said, Shown
+from .recording import Note, Recorder, Step, Synced
+from .workload import Fact, Kept, Known, Owned, Retiring, Said, Shown
 
 
 class Promises:
@@ -26,12 +26,13 @@ class Promises:
         self._versions: dict[str, int] = {}
         self._epochs: dict[str, int] = {}
         self._loose: list[tuple[int, Kept]] = []
+        self._claimed: list[tuple[int, Owned]] = []
         self._said: list[Said] = []
         self._agents: dict[str, str] = {}
         self._retiring: set[str] = set()
         self.tails_lost = 0
 
-    def _foresee(self, fact: object) -> None:
+    def _foresee(self, fact: Fact) -> None:
         """Learn the bytes of every event that was ever acknowledged, and every agent's names."""
         if isinstance(fact, Kept):
             first = fact.head - len(fact.events) + 1
@@ -39,7 +40,7 @@ class Promises:
         elif isinstance(fact, Known):
             self._names[fact.agent_id].append(fact.name)
 
-    def take(self, at: int, step: object) -> None:
+    def take(self, at: int, step: Step) -> None:
         """Go one step further; `at` is its number."""
         if isinstance(step, Note):
             self._promise(at, step.fact)
@@ -48,8 +49,11 @@ class Promises:
             self._loose = [(noted, kept) for noted, kept in self._loose if noted >= step.upto]
             for kept in covered:
                 self._owe(kept.run_id, kept.head)
+            for noted, owned in self._claimed:
+                if noted < step.upto:
+                    self._epochs[owned.run_id] = max(owned.epoch, self._epochs.get(owned.run_id, 0))
 
-    def _promise(self, at: int, fact: object) -> None:
+    def _promise(self, at: int, fact: Fact) -> None:
         match fact:
             case Kept(run_id=run_id, head=head, state=state):
                 if state or self._full:
@@ -59,8 +63,8 @@ class Promises:
             case Shown(run_id=run_id, version=version, state_head=head):
                 self._owe(run_id, head)
                 self._versions[run_id] = max(version, self._versions.get(run_id, 0))
-            case Owned(run_id=run_id, epoch=epoch):
-                self._epochs[run_id] = max(epoch, self._epochs.get(run_id, 0))
+            case Owned():
+                self._claimed.append((at, fact))  # what it leads to is committed after it
             case Said():
                 self._said.append(fact)
             case Known(agent_id=agent_id, name=name):
@@ -81,7 +85,10 @@ class Promises:
                 if run_id not in self._retiring:
                     found.append(f"{run_id}: acknowledged, and gone")
                 continue
-            self.tails_lost += run.head < loose.get(run_id, 0)
+            if run.head < loose.get(run_id, 0):
+                self.tails_lost += 1
+                if run.forks[-1:] != [run.head]:
+                    found.append(f"{run_id}: a tail was lost, and no fork says so: {run.forks}")
             found += [f"{run_id}: {what}" for what in self._of_run(run, head)]
             found += await self._of_log(store, run)
         return found + await self._of_names(store)

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,8 @@ from orchestrator.testing.fake_agent import FakeAgent, Peer, answering, event, h
 from orchestrator.testing.history import violations
 
 from ..processes import Running
-from .load import follow, invoke, register
+from ..rigs import Tally
+from .load import call, follow, invoke, register, whole
 from .test_hostile_agents import FAILURES
 
 Start = Callable[..., Running]
@@ -46,6 +48,46 @@ async def test_every_bad_answer_is_one_failed_run(start_server: Start) -> None:
             payload = await ending(server.url, number)
         assert (payload["code"], name) == (code, name)
         assert words in str(payload["message"])
+    assert "Traceback" not in server.said()
+
+
+async def _one(url: str, case: str, number: int, limit: asyncio.Semaphore) -> tuple[str, str]:
+    """Run the agent of a case once; return the case and the code that the run ended with."""
+    message = {"role": "user", "content": "go"}
+    body = {"session_id": f"crowd-{number}", "agent_id": case, "input_message": message}
+    async with limit:
+        status, answer = await call(url, "POST", "/internal/invoke", body)
+        assert status == 200, answer
+        log: list[bytes] = []
+        await whole(url, answer["run_id"], log)
+    assert violations(log, log, over=True) == []
+    last = msgspec.json.decode(log[-1])
+    return case, last["payload"].get("code", last["type"])
+
+
+async def test_bad_agents_by_the_thousand_end_each_run_once(
+    start_server: Start, tally: Tally, rounds_of: Callable[[int], int]
+) -> None:
+    count = rounds_of(4000)
+    server = await asyncio.to_thread(start_server)
+    codes = {name.replace(" ", "-"): failure[1] for name, failure in FAILURES.items()}
+    async with AsyncExitStack() as agents:
+        for case, (pieces, *_) in zip(codes, FAILURES.values(), strict=True):
+            agent = await agents.enter_async_context(FakeAgent(answering(*pieces)))
+            fields = {"agent_id": case, "name": case, "endpoint": agent.url}
+            status, _ = await call(server.url, "POST", "/v1/agents/register", fields)
+            assert status == 200
+        limit = asyncio.Semaphore(64)
+        async with asyncio.TaskGroup() as tasks:
+            runs = [
+                tasks.create_task(_one(server.url, case, number, limit))
+                for number, case in zip(range(count), itertools.cycle(codes), strict=False)
+            ]
+    for run in runs:
+        case, code = run.result()
+        assert (case, code) == (case, codes[case])
+        tally.fire(code)
+    tally.round(count)
     assert "Traceback" not in server.said()
 
 

@@ -6,7 +6,7 @@ Whatever the store acknowledges or shows becomes a note, and a note is a promise
 import asyncio
 from collections.abc import Callable
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from msgspec.structs import replace
 
@@ -70,10 +70,13 @@ class Retiring(NamedTuple):
     run_ids: frozenset[str]
 
 
+Fact: TypeAlias = Kept | Shown | Owned | Said | Known | Retiring
+
+
 class Workload:
     """One seeded workload; `note` takes each promise the moment it is made."""
 
-    def __init__(self, rnd: Random, note: Callable[[object], None]) -> None:
+    def __init__(self, rnd: Random, note: Callable[[Fact], None]) -> None:
         self.world = FakeWorld(seed=rnd.randrange(1 << 30))
         self._rnd = rnd
         self._note = note
