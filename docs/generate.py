@@ -17,7 +17,8 @@ from orchestrator.cli.failure import Exit
 from orchestrator.cli.main import COMMANDS, program
 from orchestrator.core.events import CATALOGUE, DELTAS, TERMINAL, Content, Payload
 from orchestrator.core.states import APPROVAL, RUN, TOOL_CALL, Machine, RunState
-from orchestrator.settings import table
+from orchestrator.core.values import NUMBER_MAX
+from orchestrator.settings import not_read, table
 
 HERE: Final = Path(__file__).parent
 NOTICE: Final = "<!-- Written by docs/generate.py; edit the source it reads, then run it. -->"
@@ -68,10 +69,14 @@ of processes; a flag wins. An empty variable means unset, except `INGRESS_URL`. 
 read stops the start with a sentence that names the variable and what was expected.
 
 Times are in milliseconds where the name ends in `_MS`, ages are written `30d`, `12h`, `30m` or
-`90s`, sizes `64MB`.
+`90s`, sizes `64MB`. Every number has the same upper bound, 2⁵³ = @NUMBER_MAX@: so many
+milliseconds, bytes or runs.
 """
 
 SETTINGS_TAIL: Final = """
+Variables that are known and mean something which this version lacks stop the start as well, so that
+nobody relies on what is not there: @NOT_READ@.
+
 The commands that talk to a server also read `ORCHESTRATOR_URL`, the server to talk to; without it
 they call port `HTTP_PORT` of this machine.
 """
@@ -186,7 +191,9 @@ def _ordered(states: frozenset[StrEnum]) -> list[StrEnum]:
 
 def settings_page() -> str:
     """Return docs/settings.md."""
-    return f"{NOTICE}\n{SETTINGS_HEAD}\n{table()}\n{SETTINGS_TAIL}"
+    head = SETTINGS_HEAD.replace("@NUMBER_MAX@", str(NUMBER_MAX))
+    tail = SETTINGS_TAIL.replace("@NOT_READ@", not_read())
+    return f"{NOTICE}\n{head}\n{table()}\n{tail}"
 
 
 def cli_page() -> str:

@@ -20,7 +20,7 @@ from orchestrator.clients.http import HTTPClient
 from orchestrator.clients.probe import HTTPProbe
 from orchestrator.clients.push import IngressPush
 from orchestrator.clients.streaming import StreamingClient
-from orchestrator.core.errors import PortBusy, StoreFailure
+from orchestrator.core.errors import DatabaseRefused, PortBusy, StoreFailure
 from orchestrator.engine import Engine, EngineSettings, Outside
 from orchestrator.guards.egress import EgressGuard
 from orchestrator.guards.secretbox import open_box
@@ -46,7 +46,12 @@ _CUT_READERS_S = 1
 async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     """Open the store and everything behind the engine's ports; nothing runs yet."""
     world = RealWorld()
-    store = await open_store(settings.database_url, world=world, watermark=settings.min_free_disk)
+    store = await open_store(
+        settings.database_url,
+        world=world,
+        watermark=settings.min_free_disk,
+        durability=settings.durability,
+    )
     try:
         loopback = settings.loopback
         egress = EgressGuard(allow=settings.egress_allow, loopback=loopback)
@@ -128,6 +133,7 @@ async def serve(settings: Settings, *, beside: Beside | None = None) -> int:
     in flight may end within DRAIN_TIMEOUT_MS. A second signal cuts that short. Raises PortBusy and
     DatabaseRefused before anything has begun.
     """
+    _must_write(settings)
     with _listening(settings.http_host, settings.http_port) as sockets:
         own = settings.at(sockets[0].getsockname()[1])
         async with open_engine(own) as engine:
@@ -137,6 +143,13 @@ async def serve(settings: Settings, *, beside: Beside | None = None) -> int:
             except* StoreFailure as failures:
                 log.critical("store_failed", error=str(failures.exceptions[0]))
             return code
+
+
+def _must_write(settings: Settings) -> None:
+    if locate(settings.database_url).mode == "ro":
+        raise DatabaseRefused(
+            "DATABASE_URL says mode=ro, and a server writes; leave the mode out, or say mode=rw"
+        )
 
 
 async def _serve(

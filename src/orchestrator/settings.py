@@ -5,15 +5,21 @@ import re
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address, ip_network
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 
 from orchestrator.core.errors import DatabaseRefused, SettingsInvalid
+from orchestrator.core.values import NUMBER_MAX
 from orchestrator.stores.sqlite import locate
 
 _UNITS_MS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SIZES: Final = {"": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 _PORT_MAX: Final = 65_535
+_DIGITS_MAX: Final = 16
+"""As many as NUMBER_MAX has."""
+_SHOWN: Final = 100
+_HOST: Final = re.compile(r"[A-Za-z0-9._-]{1,253}")
 LEVELS: Final = ("debug", "info", "warn", "warning", "error")
 
 
@@ -23,6 +29,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     http_port: int
     http_host: str | None
     database_url: str
+    durability: str
     ingress_url: str | None
     agent_timeout_ms: int
     agent_first_byte_timeout_ms: int | None
@@ -80,16 +87,34 @@ def _text(text: str) -> str:
     return text
 
 
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS_MAX):
+        raise ValueError(text)
+    return _bounded(int(text))
+
+
+def _bounded(number: int) -> int:
+    if number > NUMBER_MAX:
+        raise ValueError(number)
+    return number
+
+
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= _PORT_MAX:
+    port = _number(text)
+    if port > _PORT_MAX:
         raise ValueError(text)
     return port
 
 
+def _host(text: str) -> str:
+    if not _HOST.fullmatch(text):
+        ip_address(text)
+    return text
+
+
 def _positive(text: str) -> int:
-    number = int(text)
-    if number <= 0:
+    number = _number(text)
+    if number == 0:
         raise ValueError(text)
     return number
 
@@ -101,17 +126,17 @@ def _clock(text: str) -> int | None:
 def _age(text: str) -> int | None:
     if text.lower() == "off":
         return None
-    found = re.fullmatch(r"(\d+)([smhd])", text)
-    if not found or int(found[1]) == 0:
+    unit = _UNITS_MS.get(text[-1:])
+    if unit is None:
         raise ValueError(text)
-    return int(found[1]) * _UNITS_MS[found[2]]
+    return _bounded(_positive(text[:-1]) * unit)
 
 
 def _size(text: str) -> int:
-    found = re.fullmatch(r"(\d+)\s*(|KB|MB|GB)", text.upper())
+    found = re.fullmatch(r"([0-9]+)\s*(|KB|MB|GB)", text.upper())
     if not found:
         raise ValueError(text)
-    return int(found[1]) * _SIZES[found[2]]
+    return _bounded(_number(found[1]) * _SIZES[found[2]])
 
 
 def _list(text: str) -> tuple[str, ...]:
@@ -129,7 +154,11 @@ def _egress(text: str) -> tuple[str, ...]:
 
 
 def _url(text: str) -> str:
-    if not re.match(r"https?://[^/\s]+", text):
+    parts = urlsplit(text)
+    port = parts.port  # raises ValueError beyond 65535
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ValueError(text)
+    if parts.query or parts.fragment or not text.isprintable() or " " in text:
         raise ValueError(text)
     return text.rstrip("/")
 
@@ -147,22 +176,27 @@ def _choice(*choices: str) -> Callable[[str], str]:
     return parse
 
 
-_MS: Final = "a number of milliseconds above 0"
-_OFF_MS: Final = "a number of milliseconds, or off"
-_AGE: Final = "an age such as 30d, 12h, 30m or 90s, or off"
-_BYTES: Final = "a number of bytes such as 64MB"
+_UP_TO: Final = f"up to {NUMBER_MAX}"
+_MS: Final = f"a number of milliseconds above 0, {_UP_TO}"
+_OFF_MS: Final = f"a number of milliseconds {_UP_TO}, or off"
+_AGE: Final = f"an age such as 30d, 12h, 30m or 90s ({_UP_TO} milliseconds), or off"
+_BYTES: Final = f"a number of bytes such as 64MB, {_UP_TO} bytes"
 _HTTP: Final = "a URL such as http://localhost:8080"
 
 VARIABLES: Final[tuple[Variable, ...]] = (
     Variable("HTTP_PORT", "http_port", _port, "a port from 0 to 65535", "8080",
              "where the server listens; 0 takes any free port"),
-    Variable("HTTP_HOST", "http_host", _text, "an address of this machine", "",
+    Variable("HTTP_HOST", "http_host", _host, "an address of this machine", "",
              "unset: both loopback addresses; any other address needs `AUTH_MODE=off` until there "
              "are keys"),
     Variable("DATABASE_URL", "database_url", _text, "file:PATH or sqlite:///PATH",
              "file:orchestrator.db?cache=shared&mode=rwc",
              "the database, relative to the folder the command was called in; of the parameters "
-             "only `mode=rwc|rw|ro` counts"),
+             "only `mode=rwc|rw|ro` counts, and a server needs one that writes"),
+    Variable("DURABILITY", "durability", _choice("balanced", "full"), "balanced or full",
+             "balanced",
+             "`balanced`: changes of a run's state are on disk before anybody sees them, the words of "
+             "an agent within a second; `full`: the words too"),
     Variable("INGRESS_URL", "ingress_url", _ingress, _HTTP + ", empty or off",
              "http://localhost:8090", "where live events are pushed; empty or `off`: no push"),
     Variable("AGENT_TIMEOUT_MS", "agent_timeout_ms", _positive, _MS, "300000",
@@ -173,7 +207,7 @@ VARIABLES: Final[tuple[Variable, ...]] = (
              "the longest silence between an agent's bytes; comments count as bytes"),
     Variable("RUN_MAX_MS", "run_max_ms", _positive, _MS, "86400000",
              "the longest life of a run; it never stands still"),
-    Variable("MAX_OPEN_RUNS", "max_open_runs", _positive, "a number above 0", "10000",
+    Variable("MAX_OPEN_RUNS", "max_open_runs", _positive, f"a number above 0, {_UP_TO}", "10000",
              "how many runs may be open; more are answered 429 `queue_full`"),
     Variable("MAX_RUN_BYTES", "max_run_bytes", _size, _BYTES, "64MB",
              "how many bytes of events one invocation may bring"),
@@ -190,7 +224,8 @@ VARIABLES: Final[tuple[Variable, ...]] = (
     Variable("AUTH_MODE", "auth_mode", _choice("auto", "off"), "auto or off", "auto",
              "`auto`: without keys only this machine is served; `off`: everybody who can reach it"),
     Variable("PUBLIC_URL", "public_url", _url, _HTTP, "",
-             "what links say; unset: the server's own address"),
+             "the address by which callers reach the server: its host is taken in `Host` and "
+             "`Origin`, and agents are told it; unset: the server's own address"),
     Variable("AGENT_BASE_URL", "agent_base_url", _url, _HTTP, "",
              "what agents are told to call back; unset: `PUBLIC_URL`"),
     Variable("EGRESS_ALLOW", "egress_allow", _egress,
@@ -205,6 +240,24 @@ VARIABLES: Final[tuple[Variable, ...]] = (
 )  # fmt: skip
 
 
+NOT_READ: Final = {
+    "BUS_URL": "bus but its own",
+    "ADMIN_KEY": "keys: it serves its own machine, or everybody with AUTH_MODE=off",
+    "ADMIN_KEY_FILE": "keys: it serves its own machine, or everybody with AUTH_MODE=off",
+    "TRUSTED_PROXIES": "trust in what proxies say of their callers",
+    "BASE_PATH": "prefix for its paths",
+    "CORS_ORIGINS": "pages of other origins among its callers",
+    "LLM_ROUTER_URL": "LLM proxy",
+    "LITELLM_URL": "LLM proxy",
+    "LLM_API_KEY": "LLM proxy",
+    "LITELLM_API_KEY": "LLM proxy",
+    "LLM_CONFIG": "LLM proxy",
+    "TOOL_TIMEOUT_MS": "tools",
+    "APPROVAL_TIMEOUT_MS": "approvals",
+}
+"""Variables of the contract that mean something this version lacks, and what that is."""
+
+
 def load(
     env: Mapping[str, str] | None = None, flags: Mapping[str, str | None] | None = None
 ) -> Settings:
@@ -216,28 +269,35 @@ def load(
     around = os.environ if env is None else env
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     values = {v.field: _read(v, {**around, **given}) for v in VARIABLES}
-    if around.get("BUS_URL"):
-        raise SettingsInvalid("BUS_URL is set, and this version has no bus but its own; unset it")
+    for name, missing in NOT_READ.items():
+        if around.get(name):
+            raise SettingsInvalid(f"{name} is set, and this version has no {missing}; unset it")
     return _completed(values)
 
 
 def server_url(env: Mapping[str, str] | None = None) -> str:
     """Return the address that the commands call: ORCHESTRATOR_URL, or the local server's."""
     around = os.environ if env is None else env
-    return around.get("ORCHESTRATOR_URL") or f"http://localhost:{around.get('HTTP_PORT') or 8080}"
+    port = next(variable for variable in VARIABLES if variable.field == "http_port")
+    return around.get("ORCHESTRATOR_URL") or f"http://localhost:{_read(port, around)}"
 
 
 def _read(variable: Variable, around: Mapping[str, str]) -> Any:
     text = around.get(variable.name)
     if text is None or (not text and variable.name != "INGRESS_URL"):
         text = variable.default
-        if not text and variable.parse in (_text, _url):
+        if not text and variable.parse in (_text, _url, _host):
             return None
     try:
+        text.encode()  # what is no text arrives as unpaired surrogates
         return variable.parse(text.strip())
     except ValueError:
-        shown = "a secret" if variable.secret else repr(text[:100])
+        shown = "a secret" if variable.secret else _shown(text)
         raise SettingsInvalid(f"{variable.name} must be {variable.expected}, not {shown}") from None
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
 
 
 def _completed(values: dict[str, Any]) -> Settings:
@@ -280,6 +340,11 @@ def table() -> str:
         for v in VARIABLES
     ]
     return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows])
+
+
+def not_read() -> str:
+    """Return the variables that stop a start because this version lacks what they are for."""
+    return ", ".join(f"`{name}`" for name in NOT_READ)
 
 
 def _cell(text: str) -> str:

@@ -15,7 +15,10 @@ def get_logger(name: str) -> Any:
 
 
 def configure(level: str, *, terminal: bool) -> None:
-    """Write log lines to standard error: coloured on a terminal, JSON otherwise."""
+    """Write log lines to standard error: coloured on a terminal, JSON otherwise.
+
+    What libraries log is written where it is an error, at `debug` where it is a warning, too.
+    """
     renderer: Any = (
         structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
     )
@@ -31,4 +34,14 @@ def configure(level: str, *, terminal: bool) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.disable(logging.CRITICAL if LEVELS[level] > LEVELS["debug"] else logging.NOTSET)
+    heard = logging.WARNING if LEVELS[level] <= LEVELS["debug"] else logging.ERROR
+    logging.basicConfig(handlers=[_Libraries(heard)], level=heard, force=True)
+
+
+class _Libraries(logging.Handler):
+    """Passes on what uvicorn, asyncio and other libraries log; logging asks for a subclass."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        structlog.get_logger(module=record.name).log(
+            record.levelno, "library_said", said=record.getMessage(), exc_info=record.exc_info
+        )

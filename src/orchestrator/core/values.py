@@ -1,4 +1,4 @@
-"""Rules for what callers may write: names, session ids, messages, labels."""
+"""Rules for what callers may write: names, session ids, roles, messages, labels, numbers."""
 
 import re
 from typing import Any, Final
@@ -8,8 +8,11 @@ from orchestrator.core.events import Content
 
 NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 SESSION_ID: Final = re.compile(r"[^/:\x00-\x1f\x7f-\x9f]{1,256}\Z")
+ROLES: Final = ("user", "assistant", "system", "tool")
 LABELS_MAX: Final = 32
 LABEL_LENGTH: Final = 256
+NUMBER_MAX: Final = 1 << 53
+"""The bound of every count and every number of milliseconds: JSON's own, RFC 8259 §6."""
 
 
 def name(value: str, field: str) -> str:
@@ -42,6 +45,20 @@ def content(value: Any, field: str = "input_message.content") -> Content:
     raise InvalidRequest(
         f'{field} must be a string or a list of parts such as {{"type":"text","text":"…"}}'
     )
+
+
+def role(value: str, field: str) -> str:
+    """Return who speaks; raises InvalidRequest naming the roles of a transcript."""
+    if value not in ROLES:
+        raise InvalidRequest(f"{field} must be one of {', '.join(ROLES)}")
+    return value
+
+
+def positive(value: int | None, field: str) -> int | None:
+    """Return a count or a number of milliseconds; raises InvalidRequest naming its bounds."""
+    if value is not None and not 1 <= value <= NUMBER_MAX:
+        raise InvalidRequest(f"{field} must be a whole number from 1 to {NUMBER_MAX}")
+    return value
 
 
 def labels(value: dict[str, str] | None) -> dict[str, str]:

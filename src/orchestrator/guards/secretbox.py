@@ -57,9 +57,9 @@ def open_box(keys: Sequence[str], path: Path | str) -> Box:
 
 def keys_in(path: Path) -> list[str]:
     """Return the keys of a file, one a line; an absent file is made with a new key, mode 0600."""
-    if not path.exists():
-        _make(path)
     try:
+        if not path.exists():
+            _make(path)
         keys = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsInvalid(

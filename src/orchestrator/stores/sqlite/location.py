@@ -8,6 +8,7 @@ import msgspec
 from orchestrator.core.errors import DatabaseRefused
 
 MODES = ("rwc", "rw", "ro")
+_PATH_MAX, _NAME_MAX = 4096, 255
 
 
 class Location(msgspec.Struct, frozen=True):
@@ -40,7 +41,15 @@ def locate(url: str) -> Location:
 
 
 def _located(url: str, scheme: str) -> Location:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise DatabaseRefused(f"DATABASE_URL {_shown(url)} cannot be read: {error}") from error
+    if parts.netloc not in ("", "localhost"):
+        raise DatabaseRefused(
+            f"DATABASE_URL {_shown(url)} names the host {parts.netloc[:80]!r}, and the file must "
+            "be on this machine; use file:PATH or file:///PATH"
+        )
     parameters = dict(parse_qsl(parts.query))
     path = unquote(parts.path)
     path = path.removeprefix("/") if scheme == "sqlite" else path
@@ -49,6 +58,9 @@ def _located(url: str, scheme: str) -> Location:
             "a database in memory would lose every run at the end of the process; "
             "name a file, such as DATABASE_URL=file:orchestrator.db"
         )
+    names = path.encode().split(b"/")
+    if "\0" in path or len(path) > _PATH_MAX or max(map(len, names)) > _NAME_MAX:
+        raise DatabaseRefused(f"DATABASE_URL {_shown(url)} names no file that a system could have")
     mode = parameters.get("mode", "rwc")
     if mode not in MODES:
         raise DatabaseRefused(f"DATABASE_URL: mode must be one of {', '.join(MODES)}, not {mode!r}")

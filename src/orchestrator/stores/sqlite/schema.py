@@ -88,6 +88,8 @@ def connect(
 def _inspect(location: Location) -> int:
     """Return the schema version of a file, 0 for a new one, without changing a byte of it."""
     path = Path(location.path)
+    if path.is_dir():
+        raise DatabaseRefused(f"{path} is a folder; DATABASE_URL must name a file in it")
     if not path.exists() or path.stat().st_size == 0:
         if location.mode != "rwc":
             raise DatabaseRefused(
