@@ -153,6 +153,7 @@ STATED = {
         f"the newest {limits.TRANSCRIPT_MESSAGES} messages, "
         f"at most {limits.TRANSCRIPT_BYTES >> 10} KiB"
     ),
+    "any count, any number of milliseconds": f"1 to {values.NUMBER_MAX} ",
     "labels of a run": f"{values.LABELS_MAX}, each key and value up to {values.LABEL_LENGTH} ",
     "events of one run": f"{SETTINGS.max_run_bytes >> 20} MiB",
     "open runs": f"{SETTINGS.max_open_runs:,}",

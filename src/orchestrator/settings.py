@@ -195,8 +195,8 @@ VARIABLES: Final[tuple[Variable, ...]] = (
              "only `mode=rwc|rw|ro` counts, and a server needs one that writes"),
     Variable("DURABILITY", "durability", _choice("balanced", "full"), "balanced or full",
              "balanced",
-             "`balanced`: changes of a run's state are on disk before anybody sees them, the words of "
-             "an agent within a second; `full`: the words too"),
+             "`balanced`: changes of a run's state are on disk before anybody sees them, an agent's"
+             " words within a second; `full`: the words too"),
     Variable("INGRESS_URL", "ingress_url", _ingress, _HTTP + ", empty or off",
              "http://localhost:8090", "where live events are pushed; empty or `off`: no push"),
     Variable("AGENT_TIMEOUT_MS", "agent_timeout_ms", _positive, _MS, "300000",

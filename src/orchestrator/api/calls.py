@@ -12,6 +12,8 @@ from orchestrator.core.errors import InvalidRequest, TooLarge
 from orchestrator.engine import TENANT, Engine
 
 T = TypeVar("T")
+_DIGITS_MAX = 16
+"""As many as values.NUMBER_MAX has."""
 
 
 class APISettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +49,9 @@ class Call:
         text = self.query(name)
         if text is None:
             return default
-        if not text.isdecimal() or not low <= int(text) <= high:
+        # Counted first: thousands of digits are no number for Python.
+        plain = text.isascii() and text.isdecimal() and len(text) <= _DIGITS_MAX
+        if not plain or not low <= int(text) <= high:
             raise InvalidRequest(f"{name} must be a whole number from {low} to {high}")
         return int(text)
 

@@ -106,7 +106,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         permission="runs:write", name="rerun",
         summary="A new run of the same agent with the same message, in the same session",
         also=("/v1/runs/{run_id}/rerun",), answer=s.RunAnswer, status=201,
-        errors=("run_not_found", *_TAKING),
+        errors=("run_not_found", "conflict", *_TAKING),
     ),
     Route(
         method="GET", path="/v1/sessions", handler=sessions.find, permission="sessions:read",

@@ -31,12 +31,16 @@ from orchestrator.engine.limits import DEPTH_MAX, TENANT, EngineSettings
 
 _BUSY_KINDS = ("enqueue", "reject", "interrupt", "parallel")
 REQUEST_ID_MAX = 256
+RERUN_OF = "rerun_of"
+"""The label of a repeated run; it has a place of its own beside the caller's labels."""
 
 
 class Invoke(msgspec.Struct, frozen=True, kw_only=True):
     """A message for an agent. Without `session_id` a new session begins.
 
-    `request_id` makes it idempotent within its session, for a child run within its parent.
+    `request_id` makes it idempotent within its session, for a child run within its parent; without
+    either within the tenant, so that the repeat finds the session of the first. `rerun_of` is the
+    run of which this is a repetition.
     """
 
     tenant: str = TENANT
@@ -51,6 +55,7 @@ class Invoke(msgspec.Struct, frozen=True, kw_only=True):
     on_busy: str = "enqueue"
     parent_run_id: str | None = None
     traceparent: str | None = None
+    rerun_of: str | None = None
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -79,21 +84,19 @@ class Intake:
         """
         self._check(request)
         parent = await self._parent(request)
-        store = self._ledger.store
-        agent = await store.get(Agent, request.tenant, request.agent_id, deciding=True)
-        if agent is None:
-            raise AgentNotFound(f"agent {request.agent_id} not found")
-        session_id = parent.session_id if parent else request.session_id or self._session()
-        key = _key(request, session_id)
+        key = _key(request)
         known = await self._known(request, key)
         if known is not None:
             return known
-        self._admit(agent)
+        await self._admit(request)
+        session_id = parent.session_id if parent else request.session_id or self._session()
         return await self._create(request, session_id, parent, key)
 
     def _check(self, request: Invoke) -> None:
         values.name(request.agent_id, "agent_id")
+        values.role(request.role, "input_message.role")
         values.labels(request.labels)
+        values.positive(request.timeout_ms, "timeout_ms")
         if request.session_id is not None:
             values.session_id(request.session_id)
         if request.on_busy not in _BUSY_KINDS:
@@ -102,8 +105,6 @@ class Intake:
             raise Unsupported(
                 f"on_busy {request.on_busy!r} is not offered by this version; use 'enqueue'"
             )
-        if request.timeout_ms is not None and request.timeout_ms <= 0:
-            raise InvalidRequest("timeout_ms must be a positive number of milliseconds")
         if request.request_id is not None and not 0 < len(request.request_id) <= REQUEST_ID_MAX:
             raise InvalidRequest(f"request_id must be 1 to {REQUEST_ID_MAX} characters")
 
@@ -138,13 +139,17 @@ class Intake:
     ) -> Accepted:
         if found.digest != key.digest:
             raise IdempotencyKeyReused(
-                f"request_id {request.request_id!r} was used in this session with another agent, "
-                "message or context; use a new one",
+                f"request_id {request.request_id!r} was used before with another agent, message "
+                "or context; use a new one",
                 run_id=found.ref,
             )
         return Accepted(await self._ledger.load(found.ref), repeated=True)
 
-    def _admit(self, agent: Agent) -> None:
+    async def _admit(self, request: Invoke) -> None:
+        store = self._ledger.store
+        agent = await store.get(Agent, request.tenant, request.agent_id, deciding=True)
+        if agent is None:
+            raise AgentNotFound(f"agent {request.agent_id} not found")
         if self.draining:
             raise Draining("the server is shutting down; send this to another one or try again")
         if agent.draining:
@@ -227,7 +232,7 @@ class Intake:
             session_id=session_id,
             agent_id=request.agent_id,
             request_id=request.request_id,
-            labels=request.labels,
+            labels=_labels(request),
             message_id=self._ledger.mint("msg", shard),
             parent_run_id=parent.run_id if parent else None,
             depth=parent.depth + 1 if parent else 0,
@@ -248,7 +253,12 @@ class Intake:
         return bool(ahead)
 
 
-def _key(request: Invoke, session_id: str) -> IdempotencyKey | None:
+def _labels(request: Invoke) -> dict[str, str]:
+    again = {} if request.rerun_of is None else {RERUN_OF: request.rerun_of}
+    return request.labels | again
+
+
+def _key(request: Invoke) -> IdempotencyKey | None:
     if request.request_id is None:
         return None
     parent = request.parent_run_id
@@ -259,7 +269,7 @@ def _key(request: Invoke, session_id: str) -> IdempotencyKey | None:
     }
     return IdempotencyKey(
         tenant=request.tenant,
-        scope=f"child:{parent}" if parent else f"invoke:{session_id}",
+        scope=f"child:{parent}" if parent else f"invoke:{request.session_id or ''}",
         key=request.request_id,
         digest=sha256(canonical(body)).digest(),
         ref="",

@@ -1,5 +1,7 @@
 """The agents that may be invoked: who they are, where they live, whether they are well."""
 
+import re
+
 import msgspec
 from msgspec.structs import replace
 
@@ -20,6 +22,7 @@ PROTOCOLS = ("native", "openai", "json")
 ON_LOST = ("fail", "retry")
 _ENDPOINT_MAX = 2048
 _ATTEMPTS_MAX = 100
+_TOKEN = re.compile(r"[!-~]+")
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,18 +84,21 @@ class Registry:
 
     def _check(self, wanted: Registration) -> None:
         values.name(wanted.agent_id, "agent_id")
-        if len(wanted.endpoint) > _ENDPOINT_MAX:
-            raise InvalidRequest(f"endpoint may have {_ENDPOINT_MAX} characters")
+        _check_endpoint(wanted.endpoint)
         self._egress.check(wanted.endpoint, operator=True)
         if wanted.protocol not in PROTOCOLS:
             raise InvalidRequest(f"protocol must be one of {', '.join(PROTOCOLS)}")
         if wanted.on_lost not in ON_LOST:
             raise InvalidRequest(f"on_lost must be one of {', '.join(ON_LOST)}")
-        if wanted.max_concurrency is not None and wanted.max_concurrency < 1:
-            raise InvalidRequest("max_concurrency must be at least 1")
+        values.positive(wanted.max_concurrency, "max_concurrency")
         if not 1 <= wanted.retry.max_attempts <= _ATTEMPTS_MAX:
             raise InvalidRequest(f"retry.max_attempts must be 1 to {_ATTEMPTS_MAX}")
         _check_times(wanted)
+        if wanted.auth_token and not _TOKEN.fullmatch(wanted.auth_token):
+            raise InvalidRequest(
+                "auth.token must be printable ASCII without spaces, so that it can be sent as a "
+                "header"
+            )
 
     async def get(self, agent_id: str, tenant: str = TENANT) -> Agent:
         """Return an agent with its present status; raises AgentNotFound."""
@@ -149,6 +155,16 @@ def health(agent: Agent, now: int) -> str:
     return "healthy" if now - agent.last_heartbeat <= UNHEALTHY_AFTER_MS else "unhealthy"
 
 
+def _check_endpoint(endpoint: str) -> None:
+    if len(endpoint) > _ENDPOINT_MAX:
+        raise InvalidRequest(f"endpoint may have {_ENDPOINT_MAX} characters")
+    if "?" in endpoint or "#" in endpoint:
+        raise InvalidRequest(
+            "endpoint must have no query and no fragment: the path of an invocation is put behind "
+            "it; send a secret as `auth`"
+        )
+
+
 def _check_times(wanted: Registration) -> None:
     times = (
         ("timeouts.invoke_ms", wanted.timeouts.invoke_ms),
@@ -158,5 +174,4 @@ def _check_times(wanted: Registration) -> None:
         ("retry.max_backoff_ms", wanted.retry.max_backoff_ms),
     )
     for field, value in times:
-        if value is not None and value <= 0:
-            raise InvalidRequest(f"{field} must be a positive number of milliseconds")
+        values.positive(value, field)

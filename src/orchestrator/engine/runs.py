@@ -7,11 +7,11 @@ from typing import Generic, TypeVar
 import msgspec
 
 from orchestrator.core.decide import Cancel
-from orchestrator.core.errors import InvalidRequest, RunNotFound
+from orchestrator.core.errors import Conflict, InvalidRequest, RunNotFound
 from orchestrator.core.events import LogEvent, open_event
 from orchestrator.core.records import Invocation, Run
 from orchestrator.core.states import ENDED, RunState
-from orchestrator.engine.intake import Accepted, Intake, Invoke
+from orchestrator.engine.intake import RERUN_OF, Accepted, Intake, Invoke
 from orchestrator.engine.ledger import Ledger
 from orchestrator.engine.limits import TENANT
 from orchestrator.engine.tail import Tails
@@ -19,6 +19,8 @@ from orchestrator.ports import Where
 
 T = TypeVar("T")
 _SCAN = 1000
+_DIGITS_MAX = 18
+"""Fewer than SQLite's largest key has."""
 
 
 class Page(msgspec.Struct, Generic[T], frozen=True):
@@ -110,8 +112,13 @@ class Runs:
         return await self._ledger.execute(await self.get(run_id, tenant), Cancel(reason=reason))
 
     async def rerun(self, run_id: str, tenant: str = TENANT) -> Accepted:
-        """Return a new run of the same agent with the same message, in the same session."""
+        """Return a new run of the same agent with the same message, in the same session.
+
+        Raises Conflict while the run is open.
+        """
         run = await self.get(run_id, tenant)
+        if not ended(run):
+            raise Conflict(f"run {run_id} is {run.status}; cancel it, or wait for its end")
         asked = await self.invocation(run_id)
         return await self._intake.take(
             Invoke(
@@ -121,8 +128,9 @@ class Runs:
                 role=asked.role,
                 content=asked.content,
                 context=asked.context,
-                labels={**run.labels, "rerun_of": run.run_id},
+                labels={name: text for name, text in run.labels.items() if name != RERUN_OF},
                 timeout_ms=asked.timeout_ms,
+                rerun_of=run.run_id,
             )
         )
 
@@ -186,7 +194,7 @@ def _states(wanted: Collection[str]) -> Sequence[str]:
 
 
 def _number(cursor: str) -> int:
-    if not cursor.isdecimal():
+    if not (cursor.isascii() and cursor.isdecimal() and len(cursor) <= _DIGITS_MAX):
         raise InvalidRequest("the cursor is not one of this list; leave it out to start over")
     return int(cursor)
 

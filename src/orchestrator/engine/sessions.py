@@ -13,8 +13,6 @@ from orchestrator.engine.limits import TENANT
 from orchestrator.engine.runs import Page, page_of
 from orchestrator.ports import Where
 
-ROLES = ("user", "assistant", "system", "tool")
-
 
 class MessagePage(msgspec.Struct, frozen=True):
     """Messages, oldest first; `has_more` says that older ones exist."""
@@ -87,8 +85,7 @@ class Sessions:
     ) -> Message:
         """Add a message to a transcript without running anything; the session may be new."""
         values.session_id(session_id)
-        if role not in ROLES:
-            raise InvalidRequest(f"role must be one of {', '.join(ROLES)}")
+        values.role(role, "role")
         now = self._ledger.world.now()
         message = Message(
             message_id=self._ledger.mint("msg", ids.shard_of(tenant, session_id)),
