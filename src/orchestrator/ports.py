@@ -3,13 +3,14 @@
 `app.py` chooses the drivers; the contract suites in `testing/` say what each must keep to.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
 from orchestrator.core.batch import EMPTY, Batch
+from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.events import Content
 from orchestrator.core.frames import Frame
 from orchestrator.core.ops import Op, Outcome
@@ -19,6 +20,9 @@ from orchestrator.core.records import R, Run, Timer
 
 Where: TypeAlias = tuple[str, Literal["=", "!=", "<", "<=", ">", ">=", "in", "is", "has"], Any]
 """A condition on a column: `in` takes a sequence, `is` None, `has` looks into a JSON list."""
+
+
+Done: TypeAlias = Callable[[Outcome | OrchestratorError], None]
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -52,6 +56,14 @@ class Store(Protocol):
 
     async def commit(self, *ops: Op) -> list[Outcome]:
         """Commit ops in one transaction, in order; a failed guard refuses only its own op."""
+        ...
+
+    def append(self, op: Op, done: "Done") -> None:
+        """Commit an op of the delta class after all that was asked for before.
+
+        `done` is called with what became of it, or with the error, as soon as it may be shown; it
+        is short and raises nothing. Nobody needs to be woken for this, and it happens a lot.
+        """
         ...
 
     async def read(self, run_id: str, after: int, limit: int = 1000) -> Batch:
@@ -135,6 +147,9 @@ class Mailbox(Protocol):
         ...
 
 
+Hear: TypeAlias = Callable[[Hint], bool]
+
+
 class Bus(Protocol):
     """How a sleeper is woken. Losing every message costs latency, never data."""
 
@@ -142,8 +157,14 @@ class Bus(Protocol):
         """Tell the subscribers of `subject`; never blocks, never fails."""
         ...
 
-    def subscribe(self, subject: str) -> AbstractContextManager[Mailbox]:
-        """Open a mailbox for `subject` (`run:<id>`, `session:<tenant>/<id>`, `runs`)."""
+    def subscribe(
+        self, subject: str, hear: "Hear | None" = None
+    ) -> AbstractContextManager[Mailbox]:
+        """Open a mailbox for `subject` (`run:<id>`, `session:<tenant>/<id>`, `runs`).
+
+        While its owner waits for the mailbox, `hear` may be given a hint directly; when it returns
+        True the hint is dealt with and the owner sleeps on.
+        """
         ...
 
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from orchestrator.core.frames import Delta, Done, Frame, State
@@ -113,7 +114,12 @@ async def test_a_stream_is_the_log_byte_for_byte_and_resumes(api: Client) -> Non
     for cursor in ("3", "3.0"):
         again = await api.get(path, Accept="text/event-stream", Last_Event_ID=cursor)
         assert again.raw == rest
-    assert (await api.get(f"{path}/stream?after_seq=3")).raw == rest
+    for query in ("after_seq=3", "cursor=3"):
+        assert (await api.get(f"{path}/stream?{query}")).raw == rest
+        assert (await api.get(f"{path}?{query}", Accept="text/event-stream")).raw == rest
+    for query in ("types=run_done", "after_ts=1"):
+        refused = await api.get(f"{path}?{query}", Accept="text/event-stream")
+        assert (refused.status, "of a page" in refused.json["error"]) == (400, True)
     assert (await api.get(f"{path}/stream", Last_Event_ID=str(ids[-1]))).status == 204
     assert (await api.get(f"{path}/stream", Last_Event_ID="99")).status == 204
     assert (await api.get(f"{path}/stream", Last_Event_ID="x")).status == 400
@@ -167,6 +173,29 @@ async def test_hanging_up_cancels_only_when_asked(tmp_path: Path, on_disconnect:
         assert run.status is wanted
 
 
+@pytest.mark.parametrize("on_disconnect", ["keep", "cancel"])
+async def test_hanging_up_while_waiting_cancels_only_when_asked(
+    tmp_path: Path, on_disconnect: str
+) -> None:
+    async with serving(tmp_path / "o.db", hang) as api:
+        host, port = api.netloc.split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        body = msgspec.json.encode(invocation(wait=True, on_disconnect=on_disconnect))
+        head = f"POST /v1/runs HTTP/1.1\r\nHost: {api.netloc}\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await until(lambda: api.rig.agent.open_now == 1)
+        writer.transport.abort()
+        [run] = (await api.rig.engine.runs.find()).items
+        ended = await api.rig.engine.runs.wait(run.run_id, 1)
+        wanted = RunState.CANCELLED if on_disconnect == "cancel" else RunState.RUNNING
+        assert ended.status is wanted
+
+
+async def test_waiting_with_cancel_brings_the_end(api: Client) -> None:
+    answer = await api.post("/v1/runs", invocation(wait=True, on_disconnect="cancel"))
+    assert (answer.status, answer.json["status"]) == (200, "DONE")
+
+
 async def test_comments_keep_a_silent_stream_open(tmp_path: Path) -> None:
     async with serving(tmp_path / "o.db", hang, keep_alive_s=0.05) as api:
         run_id = (await api.post("/internal/invoke", invocation())).json["run_id"]
@@ -174,6 +203,21 @@ async def test_comments_keep_a_silent_stream_open(tmp_path: Path) -> None:
             for _ in range(3):
                 async with asyncio.timeout(5):
                     await reader.readuntil(b": keep-alive\n\n")
+
+
+async def test_an_open_run_is_not_run_again(tmp_path: Path) -> None:
+    async with serving(tmp_path / "o.db", hang) as api:
+        run_id = (await api.post("/internal/invoke", invocation())).json["run_id"]
+        answer = await api.post(f"/v1/runs/{run_id}:rerun")
+        assert (answer.status, answer.json["code"]) == (409, "conflict")
+
+
+async def test_a_key_without_a_session_means_one_run(api: Client) -> None:
+    body = {"agent_id": "demo", "input_message": {"content": "hi"}, "request_id": "k"}
+    first, again = await api.post("/v1/runs", body), await api.post("/v1/runs", body)
+    assert (first.status, again.status) == (201, 200)
+    assert first.json["run_id"] == again.json["run_id"]
+    assert first.json["session_id"] == again.json["session_id"]
 
 
 async def test_lists_trees_and_reruns(api: Client) -> None:

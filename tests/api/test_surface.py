@@ -149,6 +149,28 @@ async def test_the_server_tells_about_itself(api: Client) -> None:
     for route in ROUTES:
         assert route.path in page
         assert document["paths"][route.path][route.method.lower()]["x-permission"]
+    assert answers(document, "/v1/runs", "post") == {
+        "200": "RunAnswer", "201": "RunAnswer", "202": "RunIdAnswer", "default": "ProblemAnswer",
+    }  # fmt: skip
+    assert answers(document, "/health", "get")["503"] == "HealthAnswer"
+    assert answers(document, "/v1/sessions/{session_id}/events", "get") == {
+        "200": "", "default": "ProblemAnswer",
+    }  # fmt: skip
+    assert answers(document, "/v1/runs/{run_id}/events/stream", "get")["204"] == ""
+    headers = {
+        (path, parameter["name"])
+        for path, methods in document["paths"].items()
+        for operation in methods.values()
+        for parameter in operation.get("parameters", [])
+        if parameter["in"] == "header"
+    }
+    assert {
+        ("/v1/runs", "Idempotency-Key"), ("/internal/invoke", "Idempotency-Key"),
+        ("/v1/agents/{agent_id}:invoke", "Idempotency-Key"),
+        ("/v1/runs/{run_id}/events", "Last-Event-ID"),
+        ("/v1/sessions/{session_id}/events", "Last-Event-ID"),
+    } <= headers  # fmt: skip
+    assert document["components"]["schemas"]["MessageBody"]["required"] == ["content"]
     union = document["components"]["schemas"]["EventAnswer"]["discriminator"]["mapping"]
     assert set(union) == set(CATALOGUE)
     api.rig.engine.drain()
@@ -156,6 +178,16 @@ async def test_the_server_tells_about_itself(api: Client) -> None:
     assert (await api.get("/health")).status == 200
     refused = await api.post("/internal/invoke", invocation())
     assert (refused.status, refused.json["code"]) == (503, "draining")
+
+
+def answers(document: dict[str, Any], path: str, method: str) -> dict[str, str]:
+    """Return the shape of each status of an operation, empty where it has no JSON."""
+    found = document["paths"][path][method]["responses"]
+    return {
+        status: answer.get("content", {}).get("application/json", {}).get("schema", {})
+        .get("$ref", "").rpartition("/")[2]
+        for status, answer in found.items()
+    }  # fmt: skip
 
 
 def test_the_written_api_is_the_table() -> None:

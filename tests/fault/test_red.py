@@ -86,11 +86,12 @@ async def followed(folder: Path, seed: int, tally: Tally) -> list[str]:
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         tasks.create_task(follow())
         begun = await ledger.execute(run, Begin(endpoint="http://agent"))
+        words = ledger.words(begun)
         for n in range(100):
-            words = [f"word {n} "] * rnd.randint(1, 3)
-            await ledger.append(begun, words, 0)
+            await words.say([f"word {n} "] * rnd.randint(1, 3))
             for _ in range(rnd.randrange(4)):
                 await asyncio.sleep(0)
+        await words.settled()
         good = Complete(message_id=workload._mint("msg"), final_message="all", usage={"tokens": 1})
         await ledger.execute(begun, good)
     log = sealed(await store.read(run.run_id, 0, ALL))

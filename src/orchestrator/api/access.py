@@ -1,5 +1,6 @@
 """Who may call while there are no keys: programs of this machine, no foreign page, no proxy."""
 
+import re
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -8,6 +9,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from orchestrator.api.problems import refusal
 
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://" + _HOST.pattern)
 _PROXIED: Final = frozenset({b"forwarded", b"x-real-ip", b"via"})
 _FIX: Final = (
     "a server without keys serves only this machine; start it with AUTH_MODE=off if that is meant"
@@ -22,7 +25,7 @@ class KeylessAccess:
 
     def __init__(self, app: ASGIApp, public_url: str) -> None:
         self._app = app
-        self._hosts = _LOCAL | {_name(urlsplit(public_url).netloc)}
+        self._hosts = _LOCAL | {_name(_HOST, urlsplit(public_url).netloc)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 403."""
@@ -35,24 +38,28 @@ class KeylessAccess:
     def _objection(self, scope: Scope) -> str | None:
         if scope["http_version"] == "1.0":
             return "HTTP/1.0 is what proxies speak"
-        host = origin = None
+        hosts, origins = [], []
         for name, value in scope["headers"]:
             if name == b"host":
-                host = value.decode("latin-1")
+                hosts.append(value.decode("latin-1"))
             elif name == b"origin":
-                origin = value.decode("latin-1")
+                origins.append(value.decode("latin-1"))
             elif name in _PROXIED or name.startswith(b"x-forwarded"):
                 return f"the header {name.decode('latin-1')} says that a proxy is in front"
-        if host is None or _name(host) not in self._hosts:
-            return f"the Host {(host or '')[:100]!r} is not this server's"
-        if origin is not None and _name(urlsplit(origin).netloc) not in self._hosts:
-            return f"the Origin {origin[:100]!r} is a foreign page"
+        if len(hosts) > 1 or len(origins) > 1:
+            return "a request has one Host and one Origin at most, and programs would choose"
+        return self._foreign(hosts, origins)
+
+    def _foreign(self, hosts: list[str], origins: list[str]) -> str | None:
+        host = hosts[0] if hosts else ""
+        if _name(_HOST, host) not in self._hosts:
+            return f"the Host {host[:100]!r} is not this server's"
+        if origins and _name(_ORIGIN, origins[0]) not in self._hosts:
+            return f"the Origin {origins[0][:100]!r} is a foreign page"
         return None
 
 
-def _name(netloc: str) -> str:
-    """Return the host of `host:port`, in lower case."""
-    name = netloc.lower()
-    if name.startswith("["):
-        return name.partition("]")[0] + "]"
-    return name.partition(":")[0]
+def _name(form: re.Pattern[str], text: str) -> str | None:
+    """Return the host of a text that has the whole form, in lower case; None for any other."""
+    found = form.fullmatch(text.lower())
+    return found[1] if found else None

@@ -116,7 +116,7 @@ async def invoke(call: Call) -> ASGIApp:
     )
     run_id = accepted.run.run_id
     return EventStream(
-        call.engine.tails.run(run_id),
+        lambda sink: call.engine.tails.run(run_id, 0, sink),
         agent_frames,
         call.settings.keep_alive_s,
         headers={"X-Run-ID": run_id},

@@ -1,6 +1,8 @@
 """One call of the API: the request, decoded and checked, and what its handler works with."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import TypeAlias, TypeVar
 
 import msgspec
@@ -8,10 +10,12 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from orchestrator.core import jsontext
-from orchestrator.core.errors import InvalidRequest, TooLarge
+from orchestrator.core.errors import InvalidRequest, TooLarge, TooSlow
 from orchestrator.engine import TENANT, Engine
 
 T = TypeVar("T")
+_THROW_AWAY = 16 << 20
+_THROW_AWAY_S = 2.0
 _DIGITS_MAX = 16
 """As many as values.NUMBER_MAX has."""
 
@@ -24,6 +28,7 @@ class APISettings(msgspec.Struct, frozen=True, kw_only=True):
     public_url: str = "http://localhost:8080"
     keep_alive_s: float = 15.0
     body_limit: int = 1 << 20
+    body_idle_s: float = 60.0
     wait_s: float = 50.0
 
 
@@ -59,12 +64,19 @@ class Call:
         """Return a header; an empty one counts as absent."""
         return self.request.headers.get(name) or None
 
+    def sole_header(self, name: str) -> str | None:
+        """Return a header that may be repeated but not contradicted; raises InvalidRequest."""
+        values = set(self.request.headers.getlist(name)) - {""}
+        if len(values) > 1:
+            raise InvalidRequest(f"the header {name} came with differing values; send one")
+        return values.pop() if values else None
+
     def wants_stream(self) -> bool:
         """Return whether the caller accepts server-sent events."""
         return "text/event-stream" in self.request.headers.get("accept", "")
 
     async def body(self, shape: type[T], *, optional: bool = False) -> T:
-        """Return the decoded body; raises InvalidRequest or TooLarge."""
+        """Return the decoded body; raises InvalidRequest, TooLarge or TooSlow."""
         raw = await self._raw()
         if optional and not raw.strip():
             raw = b"{}"
@@ -73,15 +85,46 @@ class Call:
         except ValueError as error:
             raise InvalidRequest("invalid request body", reason=str(error)) from error
 
+    async def gone(self) -> None:
+        """Return when the caller has hung up; the body must have been read."""
+        while (await self.request.receive())["type"] != "http.disconnect":
+            pass
+
     async def _raw(self) -> bytes:
         limit = self.settings.body_limit
+        if self.header("expect") and int(self.header("content-length") or 0) > limit:
+            raise TooLarge(f"the body is over {limit} bytes")  # before the caller sends it
         parts, size = [], 0
-        async for part in self.request.stream():
+        async for part in self._parts(self.settings.body_idle_s):
             size += len(part)
             if size > limit:
+                await self._throw_away()
                 raise TooLarge(f"the body is over {limit} bytes")
             parts.append(part)
         return b"".join(parts)
+
+    async def _parts(self, idle_s: float) -> AsyncIterator[bytes]:
+        stream = self.request.stream()
+        while True:
+            try:
+                async with asyncio.timeout(idle_s):
+                    part = await anext(stream, None)
+            except TimeoutError:
+                raise TooSlow(f"nothing more of the body came within {idle_s:g} s") from None
+            if part is None:
+                return
+            yield part
+
+    async def _throw_away(self) -> None:
+        """Read on for a moment: a caller who is cut off while sending sees no answer."""
+        size = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_THROW_AWAY_S):
+                while size < _THROW_AWAY:
+                    message = await self.request.receive()
+                    size += len(message.get("body", b""))
+                    if not message.get("more_body"):
+                        return
 
 
 def required(value: str | None, field: str) -> str:

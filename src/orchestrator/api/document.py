@@ -37,11 +37,15 @@ def _section(route: Route) -> str:
     lines.append(f"{route.summary}. Permission `{route.permission}`.\n")
     if route.stream is not None:
         lines.append(f"Answers with server-sent events: {route.stream}.\n")
-    lines += _rows("Query", [(q.name, q.kind, q.text) for q in route.query])
+    for title, found in (("Query", route.query), ("Header", route.headers)):
+        lines += _rows(title, [(q.name, q.kind, q.text) for q in found])
     if route.body is not None:
         lines.append(f"Body: {_fields(route.body, route.requires)}.\n")
     if route.answer is not None:
         lines.append(f"Answer {route.status}: {_fields(route.answer)}.\n")
+    for other in route.others:
+        fields = f": {_fields(other.answer)}" if other.answer else ""
+        lines.append(f"Answer {other.status} ({other.text}){fields}.\n")
     if route.errors:
         lines.append(f"Errors: {', '.join(f'`{code}`' for code in route.errors)}.\n")
     return "\n".join(lines)

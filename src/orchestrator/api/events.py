@@ -6,7 +6,7 @@ from starlette.types import ASGIApp
 
 from orchestrator.api.calls import Call
 from orchestrator.api.runs import run_stream
-from orchestrator.api.streams import EventStream, resume_point, session_frames
+from orchestrator.api.streams import EventStream, log_reset, resume_point, session_frames
 from orchestrator.core import values
 from orchestrator.core.errors import InvalidRequest
 from orchestrator.core.events import CATALOGUE
@@ -21,11 +21,11 @@ async def page(call: Call) -> ASGIApp:
     if call.wants_stream():
         return await stream(call)
     cursor = call.query("cursor") or call.query("after_seq")
-    after_ts = call.number("after_ts", 0, 0, 1 << 53) if call.query("after_ts") else None
+    after_ts = call.number("after_ts", 0, 0, values.NUMBER_MAX) if call.query("after_ts") else None
     found = await call.engine.runs.events(
         call.path("run_id"),
         call.tenant,
-        after_seq=resume_point(None, cursor),
+        after_seq=resume_point(None, cursor).seq,
         after_ts=after_ts,
         types=_types(call),
         limit=call.number("limit", 100, 1, LIMIT_MAX),
@@ -51,20 +51,34 @@ def _page_bytes(page: EventPage) -> bytes:
 
 
 async def stream(call: Call) -> ASGIApp:
-    """Return the stream of a run; 204 for a reader that has seen the end."""
-    after = resume_point(call.header("last-event-id"), call.query("after_seq"))
+    """Return the stream of a run; 204 for a reader that has seen the end.
+
+    A cursor of a generation that ended in a power loss may lie beyond what was left of it.
+    """
+    for name in ("types", "after_ts"):
+        if call.query(name) is not None:
+            raise InvalidRequest(
+                f"{name} chooses the events of a page, and a stream has them all; ask for "
+                "/v1/runs/{run_id}/events without text/event-stream in Accept"
+            )
+    seen = call.query("cursor") or call.query("after_seq")
+    point = resume_point(call.header("last-event-id"), seen)
     run = await call.engine.runs.get(call.path("run_id"), call.tenant)
-    if after and run.status in ENDED and after >= run.head:
+    agreed = point.agreed(run.forks)
+    if agreed is not None:
+        return run_stream(call, run, agreed, first=log_reset(agreed))
+    if point.seq and run.status in ENDED and point.seq >= run.head:
         return Response(status_code=204)
-    return run_stream(call, run.run_id, after)
+    return run_stream(call, run, point.seq)
 
 
 async def session_stream(call: Call) -> ASGIApp:
     """Return the stream of all runs of a session; it never ends by itself."""
     cursor = call.header("last-event-id") or call.query("cursor")
     session_id = values.session_id(call.path("session_id"))
+    batches = call.engine.tails.session(call.tenant, session_id, cursor)
     return EventStream(
-        call.engine.tails.session(call.tenant, session_id, cursor),
+        lambda _: batches,
         session_frames,
         call.settings.keep_alive_s,
     )

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.api.shapes import EventAnswer, ProblemAnswer
-from orchestrator.api.table import Route
+from orchestrator.api.shapes import REQUIRED, EventAnswer, ProblemAnswer
+from orchestrator.api.table import Query, Route
 from orchestrator.core.events import CATALOGUE
 
 _REF = "#/components/schemas/{name}"
@@ -41,7 +41,11 @@ def _operation(route: Route, operation_id: str) -> dict[str, Any]:
         "x-permission": route.permission,
         "responses": dict(_responses(route)),
     }
-    parameters = [*_path_parameters(route), *_query_parameters(route)]
+    parameters = [
+        *_path_parameters(route),
+        *_parameters("query", route.query),
+        *_parameters("header", route.headers),
+    ]
     if parameters:
         operation["parameters"] = parameters
     if route.body is not None:
@@ -54,20 +58,15 @@ def _operation(route: Route, operation_id: str) -> dict[str, Any]:
 
 
 def _responses(route: Route) -> Iterator[tuple[str, Any]]:
-    content: dict[str, Any] = {}
-    if route.answer is not None:
-        content["application/json"] = {"schema": {"$ref": _REF.format(name=route.answer.__name__)}}
+    streamed = route.stream is not None and not any(other.stream for other in route.others)
+    content = _content(route.answer, streamed=streamed)
     if route.raw is not None:
         content[route.raw] = {"schema": {"type": "string"}}
-    if route.stream is not None:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
     yield str(route.status), {"description": route.summary, "content": content}
-    if route.name == "start_run":
-        for status, text in (("200", "The run of a repeated key, or the ended run"),
-                             ("202", "The run goes on")):  # fmt: skip
-            yield status, {"description": text, "content": content}
-    if (route.stream is not None and "stream" in route.name) or route.name == "list_events":
-        yield "204", {"description": "The reader has seen the terminal event"}
+    for other in route.others:
+        content = _content(other.answer, streamed=other.stream)
+        described: dict[str, Any] = {"description": other.text}
+        yield str(other.status), described | ({"content": content} if content else {})
     errors = ", ".join(route.errors)
     yield (
         "default",
@@ -78,29 +77,42 @@ def _responses(route: Route) -> Iterator[tuple[str, Any]]:
     )
 
 
+def _content(answer: type[Any] | None, *, streamed: bool) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    if answer is not None:
+        content["application/json"] = {"schema": {"$ref": _REF.format(name=answer.__name__)}}
+    if streamed:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    return content
+
+
 def _path_parameters(route: Route) -> Iterator[dict[str, Any]]:
     for name in re.findall(r"{(\w+)}", route.path):
         yield {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
-def _query_parameters(route: Route) -> Iterator[dict[str, Any]]:
-    for query in route.query:
+def _parameters(place: str, found: tuple[Query, ...]) -> Iterator[dict[str, Any]]:
+    for one in found:
         yield {
-            "name": query.name,
-            "in": "query",
-            "description": query.text,
-            "schema": {"type": query.kind},
+            "name": one.name,
+            "in": place,
+            "description": one.text,
+            "schema": {"type": one.kind},
         }
 
 
 def _schemas(routes: tuple[Route, ...]) -> dict[str, Any]:
     types: set[type[Any]] = {ProblemAnswer, EventAnswer}
-    types |= {t for route in routes for t in (route.body, route.answer) if t is not None}
+    for route in routes:
+        told = (route.body, route.answer, *(other.answer for other in route.others))
+        types |= {t for t in told if t is not None}
     ordered = sorted(types, key=lambda t: t.__name__)
     _, schemas = msgspec.json.schema_components(ordered, ref_template=_REF)
     for route in routes:
         if route.body is not None and route.requires:
             schemas[route.body.__name__]["required"] = list(route.requires)
+    for kind, fields in REQUIRED.items():
+        schemas[kind.__name__]["required"] = list(fields)
     return schemas | _event_schemas()
 
 

@@ -46,8 +46,10 @@ def _route(route: Route) -> str:
     facts = [
         ("Also", ", ".join(route.also)),
         ("Query", _list([f"{q.name} – {q.text}" for q in route.query])),
+        ("Headers", _list([f"{h.name} – {h.text}" for h in route.headers])),
         ("Body", _names(route.body, route.requires)),
         ("Answer", _names(route.answer, ())),
+        ("Also answers", _list([f"{other.status} – {other.text}" for other in route.others])),
         ("Stream", route.stream or ""),
         ("Errors", ", ".join(route.errors)),
         ("Permission", route.permission),

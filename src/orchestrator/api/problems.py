@@ -7,6 +7,8 @@ from starlette.responses import Response
 
 from orchestrator.core.errors import OrchestratorError
 
+_CUT = (408, 413)
+"""Statuses after which the rest of the body is not read, so the connection cannot go on."""
 RETRY_AFTER_S = 1
 """What a caller is told when a server cannot take something just now."""
 
@@ -24,6 +26,8 @@ def problem(error: OrchestratorError) -> Response:
     headers = {}
     if error.retryable:
         headers["Retry-After"] = str(details.pop("retry_after", RETRY_AFTER_S))
+    if error.status in _CUT:
+        headers["Connection"] = "close"
     return refusal(
         error.status, error.code, error.message,
         details=details, retryable=error.retryable, headers=headers,

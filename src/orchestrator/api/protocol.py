@@ -1,14 +1,19 @@
 """Uvicorn's HTTP protocol with the two limits it lacks: the headers' size and their time."""
 
 import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from orchestrator.api.wire import CONNECTION
 
 HEADER_BYTES: Final = 64 << 10
 HEADER_S: Final = 10.0
-_TOO_LARGE: Final = (431, "Request Header Fields Too Large", "the headers are over 65536 bytes")
-_TOO_SLOW: Final = (408, "Request Timeout", "the headers were not complete within 10 s")
+_TOO_LARGE: Final = (431, "headers_too_large", "the headers are over 65536 bytes")
+_TOO_SLOW: Final = (408, "headers_too_slow", "the headers were not complete within 10 s")
+_MALFORMED: Final = (400, "malformed_request", "this is not HTTP/1.1 as RFC 9112 has it")
 
 
 class HTTPProtocol(HttpToolsProtocol):
@@ -19,6 +24,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._in_headers = True
         self._clock: asyncio.TimerHandle | None = None
+        self.left: Callable[[], None] | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Start the clock with the connection."""
@@ -26,9 +32,11 @@ class HTTPProtocol(HttpToolsProtocol):
         self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clock, and tell whoever serves the peer that it has gone."""
         self._stop_clock()
         super().connection_lost(exc)
+        if self.left is not None:
+            self.left()
 
     def data_received(self, data: bytes) -> None:
         """Count header bytes on their way to the parser."""
@@ -51,6 +59,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._in_headers = False
         self._header_bytes = 0
         self._stop_clock()
+        self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]  # ours, beside ASGI's
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -77,11 +86,23 @@ class HTTPProtocol(HttpToolsProtocol):
         if self._in_headers and not self.transport.is_closing():
             self._refuse(*_TOO_SLOW)
 
-    def _refuse(self, status: int, phrase: str, sentence: str) -> None:
-        code = "headers_too_large" if status == _TOO_LARGE[0] else "headers_too_slow"
+    def send_400_response(self, msg: str) -> None:
+        """Answer what the parser cannot read; within an answer nothing can be said any more."""
+        del msg  # uvicorn's own words, which say no more
+        if _within_answer(self.cycle):
+            self.transport.close()
+        else:
+            self._refuse(*_MALFORMED)
+
+    def _refuse(self, status: int, code: str, sentence: str) -> None:
+        phrase = HTTPStatus(status).phrase
         body = f'{{"error":"{sentence}","code":"{code}"}}'
         self.transport.write(
             f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
         )
         self.transport.close()
+
+
+def _within_answer(cycle: RequestResponseCycle | None) -> bool:
+    return cycle is not None and cycle.response_started and not cycle.response_complete

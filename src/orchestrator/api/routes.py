@@ -4,11 +4,15 @@ from typing import Final
 
 from orchestrator.api import agents, events, health, metrics, pages, runs, sessions
 from orchestrator.api import shapes as s
-from orchestrator.api.table import Query, Route
+from orchestrator.api.table import Other, Query, Route
 
 _LIMIT = Query("limit", "integer", "how many at most (1 to 1000)")
 _CURSOR = Query("cursor", "string", "`next_cursor` of the page before")
 _AFTER_SEQ = Query("after_seq", "integer", "only events with a larger seq")
+_KEY = Query("Idempotency-Key", "string", "makes the request idempotent, as the body's field does")
+_LAST = Query("Last-Event-ID", "string", "the `id:` of the last event seen; only later ones come")
+_SEEN = Other(status=204, text="the reader has seen the terminal event")
+_SICK = Other(status=503, text="not now", answer=s.HealthAnswer)
 _INVOKE = ("session_id", "agent_id", "input_message")
 _TAKING = ("agent_not_found", "idempotency_key_reused", "unsupported", "queue_full", "draining",
            "agent_draining", "unavailable", "storage_full")  # fmt: skip
@@ -17,7 +21,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="GET", path="/health", handler=health.health, permission="open", name="health",
         summary="Whether commits reach the disk; 503 and what is wrong when they do not",
-        answer=s.HealthAnswer, group="Server",
+        answer=s.HealthAnswer, others=(_SICK,), group="Server",
     ),
     Route(
         method="GET", path="/health/live", handler=health.live, permission="open", name="live",
@@ -26,7 +30,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="GET", path="/health/ready", handler=health.ready, permission="open", name="ready",
         summary="Whether the server commits and is not draining", answer=s.HealthAnswer,
-        group="Server",
+        others=(_SICK,), group="Server",
     ),
     Route(
         method="GET", path="/metrics", handler=metrics.metrics, permission="metrics:read",
@@ -45,7 +49,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="POST", path="/internal/invoke", handler=runs.invoke, permission="runs:write",
         name="invoke", summary="Invoke an agent; answered once the run is durable",
-        body=s.InvokeBody, requires=_INVOKE, answer=s.InvokeAnswer, errors=_TAKING,
+        body=s.InvokeBody, requires=_INVOKE, answer=s.InvokeAnswer, headers=(_KEY,),
+        errors=_TAKING,
     ),
     Route(
         method="POST", path="/v1/runs", handler=runs.start, permission="runs:write",
@@ -53,7 +58,13 @@ ROUTES: Final[tuple[Route, ...]] = (
         summary="Invoke an agent in a session or a new one: in the background, waiting (202 after "
         "50 s), or with its stream as the answer",
         body=s.StartRunBody, requires=("agent_id", "input_message"), answer=s.RunAnswer,
-        status=201, errors=_TAKING, stream='`Accept: text/event-stream` or `"stream": true`',
+        status=201, headers=(_KEY,), errors=_TAKING,
+        others=(
+            Other(status=200, text="the run of a repeated key, the ended run that was waited for, "
+                  "or the stream", answer=s.RunAnswer, stream=True),
+            Other(status=202, text="the run goes on after 50 s", answer=s.RunIdAnswer),
+        ),
+        stream='`Accept: text/event-stream` or `"stream": true`',
     ),
     Route(
         method="GET", path="/v1/runs", handler=runs.find, permission="runs:read", name="list_runs",
@@ -85,14 +96,16 @@ ROUTES: Final[tuple[Route, ...]] = (
             Query("types", "string", "comma list of event types"),
             _AFTER_SEQ, _CURSOR, _LIMIT,
         ),
-        errors=("run_not_found",), stream="`Accept: text/event-stream`",
+        headers=(_LAST,), others=(_SEEN,), errors=("run_not_found",),
+        stream="`Accept: text/event-stream`",
     ),
     Route(
         method="GET", path="/v1/runs/{run_id}/events/stream", handler=events.stream,
         permission="runs:read", name="stream_events",
         summary="A run's log as a stream: replay, then live, to the terminal event; 204 for a "
         "reader that has seen the end",
-        query=(_AFTER_SEQ,), errors=("run_not_found",), stream="always",
+        query=(_AFTER_SEQ, _CURSOR), headers=(_LAST,), others=(_SEEN,), errors=("run_not_found",),
+        stream="always",
     ),
     Route(
         method="POST", path="/v1/runs/{run_id}:cancel", handler=runs.cancel,
@@ -137,7 +150,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         method="GET", path="/v1/sessions/{session_id}/events", handler=events.session_stream,
         permission="sessions:read", name="stream_session",
         summary="All runs of a session, children included; `id:` is an opaque cursor",
-        query=(_CURSOR,), stream="always", group="Sessions",
+        query=(_CURSOR,), headers=(_LAST,), stream="always", group="Sessions",
     ),
     Route(
         method="POST", path="/v1/agents/register", handler=agents.register,
@@ -184,7 +197,8 @@ ROUTES: Final[tuple[Route, ...]] = (
         summary="Run an agent, as a child where `parent_run_id` is given, and answer in the frames "
         "of the agent protocol",
         also=("/v1/agents/{agent_id}/invoke",), body=s.CallAgentBody,
-        requires=("input_message",), errors=("run_not_active", *_TAKING), stream="always",
+        requires=("input_message",), headers=(_KEY,), errors=("run_not_active", *_TAKING),
+        stream="always",
         group="Agents",
     ),
 )  # fmt: skip

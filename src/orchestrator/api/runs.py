@@ -1,7 +1,9 @@
 """Runs: invoke, read, wait, cancel, run again."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from orchestrator.api.calls import Call, one_of, required
@@ -44,23 +46,47 @@ async def start(call: Call) -> ASGIApp:
     accepted = await _accept(call, body, session_needed=False)
     run_id = accepted.run.run_id
     if body.stream or call.wants_stream():
-        return run_stream(call, run_id, cancel=body.on_disconnect == "cancel")
+        return run_stream(call, accepted.run, cancel=body.on_disconnect == "cancel")
     if body.wait:
-        run = await call.engine.runs.wait(run_id, call.settings.wait_s, call.tenant)
+        run = await _waited_for(call, run_id, cancel=body.on_disconnect == "cancel")
         if run.status not in ENDED:
             return json_response(RunIdAnswer(run_id=run_id), 202)
         return json_response(run_answer(run))
     return json_response(run_answer(accepted.run), 200 if accepted.repeated else 201)
 
 
-def run_stream(call: Call, run_id: str, after: int = 0, *, cancel: bool = False) -> EventStream:
-    """Return the stream of a run's events after `after`; with `cancel`, hanging up ends the run."""
+async def _waited_for(call: Call, run_id: str, *, cancel: bool) -> Run:
+    """Return a run at its end, or when waiting is over; with `cancel`, hanging up ends it."""
+    waiting = call.engine.runs.wait(run_id, call.settings.wait_s, call.tenant)
+    if not cancel:
+        return await waiting
+    async with asyncio.TaskGroup() as tasks:
+        waited = tasks.create_task(waiting, name="wait")
+        gone = tasks.create_task(call.gone(), name="caller")
+        await asyncio.wait({waited, gone}, return_when=asyncio.FIRST_COMPLETED)
+        waited.cancel()
+        gone.cancel()
+    if waited.cancelled():
+        await cancelling(call, run_id)()
+        raise ClientDisconnect
+    return waited.result()
+
+
+def run_stream(
+    call: Call, run: Run, after: int = 0, *, first: bytes = b"", cancel: bool = False
+) -> EventStream[Batch]:
+    """Return the stream of a run's events after `after`, behind the frames `first`.
+
+    With `cancel`, hanging up ends the run.
+    """
+    mark = f".{len(run.forks)}"
     return EventStream(
-        call.engine.tails.run(run_id, after),
-        Batch.frames,
+        lambda sink: call.engine.tails.run(run.run_id, after, sink),
+        (lambda batch: batch.framed(mark)) if run.forks else Batch.frames,
         call.settings.keep_alive_s,
-        headers={"X-Run-ID": run_id},
-        hung_up=cancelling(call, run_id) if cancel else None,
+        first=first,
+        headers={"X-Run-ID": run.run_id},
+        hung_up=cancelling(call, run.run_id) if cancel else None,
     )
 
 
@@ -98,7 +124,7 @@ async def _accept(call: Call, body: InvokeBody, *, session_needed: bool = True) 
 
 def idempotency_key(call: Call, given: str | None, field: str) -> str | None:
     """Return the caller's key from the body or the header; raises InvalidRequest if they differ."""
-    header = call.header("idempotency-key")
+    header = call.sole_header("Idempotency-Key")
     if given and header and given != header:
         raise InvalidRequest(f"{field} and the Idempotency-Key header differ; send one of them")
     return given or header
@@ -128,7 +154,7 @@ async def find(call: Call) -> ASGIApp:
         status=status,
         agent_id=call.query("agent_id"),
         session_id=call.query("session_id"),
-        created_before=call.number("created_before", 0, 0, 1 << 53) if before else None,
+        created_before=call.number("created_before", 0, 0, values.NUMBER_MAX) if before else None,
         cursor=call.query("cursor"),
         limit=call.number("limit", 50, 1, 1000),
     )

@@ -4,7 +4,7 @@ What a caller must send is checked in the handlers, in the contract's order and 
 so request fields are optional here and the route table says which are required.
 """
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -309,3 +309,10 @@ class ProblemAnswer(Answer, frozen=True, kw_only=True):
     code: str
     retryable: bool = False
     details: dict[str, Any] = {}
+
+
+REQUIRED: Final[dict[type[Body], tuple[str, ...]]] = {
+    MessageBody: ("content",),
+    AuthBody: ("token",),
+}
+"""Fields that must be there within a body; those of the body itself stand in the route table."""

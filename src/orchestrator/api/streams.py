@@ -1,17 +1,21 @@
 """Server-sent events: replay then live, and a comment when nothing happens."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, suppress
-from typing import Any, Final, TypeAlias, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from orchestrator.api.wire import Wire
 from orchestrator.core import events as ev
 from orchestrator.core.batch import Batch
 from orchestrator.core.errors import InvalidRequest
 from orchestrator.engine import SessionEvent
+from orchestrator.telemetry import get_logger
+
+log = get_logger(__name__)
 
 T = TypeVar("T")
 Batches: TypeAlias = AbstractAsyncContextManager[AsyncIterator[T]]
@@ -27,77 +31,122 @@ _HEADERS: Final = [
 _ENCODE: Final = msgspec.json.Encoder().encode
 
 
-class EventStream:
+class EventStream(Generic[T]):
     """An answer that sends batches as they come, until they end or the reader goes.
 
-    `framed` makes the bytes of a batch, empty for nothing. `hung_up` is awaited when the reader
-    went before the end.
+    `open_batches` is given a sink, through which a batch goes straight to the reader's connection
+    where that takes it. `framed` makes the bytes of a batch, empty for nothing. `hung_up` is
+    awaited when the reader went before the end.
     """
 
     def __init__(
         self,
-        batches: "Batches[Any]",
-        framed: Callable[[Any], bytes],
+        open_batches: Callable[[Callable[[T], bool]], Batches[T]],
+        framed: Callable[[T], bytes],
         keep_alive_s: float,
         *,
+        first: bytes = b"",
         headers: dict[str, str] | None = None,
         hung_up: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
-        self._batches = batches
+        self._open = open_batches
         self._framed = framed
         self._keep_alive_s = keep_alive_s
+        self._first = first
         named = [(name.lower().encode(), text.encode()) for name, text in (headers or {}).items()]
         self._headers = _HEADERS + named
         self._hung_up = hung_up
-        self._idle = True
-        self._gone = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI
         """Answer one request."""
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
-        async with asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(self._watch(receive, send), name="reader")
-            pumping = tasks.create_task(self._pump(send), name="stream")
-            await asyncio.wait({watching, pumping}, return_when=asyncio.FIRST_COMPLETED)
-            watching.cancel()
-            pumping.cancel()
-        if self._gone and self._hung_up is not None:
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.body"})
+            return
+        reading = Reading(Wire(scope), self._keep_alive_s)
+        try:
+            with reading.watched():
+                await self._pump(reading, send)
+        except Exception:
+            log.exception("stream_failed", path=scope["path"])
+            raise
+        if reading.gone and self._hung_up is not None:
             await self._hung_up()
-        with suppress(OSError):
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _pump(self, send: Send) -> None:
-        async with self._batches as batches:
+    async def _pump(self, reading: "Reading", send: Send) -> None:
+        if self._first:
+            await reading.send(send, self._first)
+        async with self._open(lambda batch: reading.write(self._framed(batch))) as batches:
             async for batch in batches:
                 body = self._framed(batch)
                 if body:
-                    self._idle = False
-                    if not await self._write(send, body):
-                        return
+                    await reading.send(send, body)
 
-    async def _write(self, send: Send, body: bytes) -> bool:
+
+class Reading:
+    """One reader while it is served: what it is sent, that it is alive, that it has gone.
+
+    One task serves it, and a timer looks after both: a silent stream gets a comment, and a reader
+    who takes nothing for a minute is cut.
+    """
+
+    def __init__(self, wire: Wire, keep_alive_s: float) -> None:
+        self._wire = wire
+        self._keep_alive_s = keep_alive_s
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._timer: asyncio.TimerHandle | None = None
+        self._silent = True
+        self._blocked_since: float | None = None
+        self.gone = False
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Serve within this context; it ends early, and quietly, when the reader has gone."""
+        self._wire.on_gone(self._cut)
+        self._arm()
         try:
-            async with asyncio.timeout(STALL_S):
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-        except (TimeoutError, OSError):
-            self._gone = True
+            yield
+        except asyncio.CancelledError:
+            if not self.gone or self._task is None or self._task.uncancel():
+                raise
+        finally:
+            self._wire.on_gone(None)
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def write(self, body: bytes) -> bool:
+        """Send at once; False when the reader does not keep up."""
+        if body and not self._wire.write(body):
             return False
+        self._silent = self._silent and not body
         return True
 
-    async def _watch(self, receive: Receive, send: Send) -> None:
-        """Wait for the reader to go, and send a comment whenever nothing else was sent."""
-        while True:
-            try:
-                async with asyncio.timeout(self._keep_alive_s):
-                    message = await receive()
-            except TimeoutError:
-                if self._idle and not await self._write(send, COMMENT):
-                    return
-                self._idle = True
-                continue
-            if message["type"] == "http.disconnect":
-                self._gone = True
-                return
+    async def send(self, send: Send, body: bytes) -> None:
+        """Send as soon as the reader takes it."""
+        self._silent = False
+        self._blocked_since = self._loop.time()
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        self._blocked_since = None
+
+    def _arm(self) -> None:
+        self._timer = self._loop.call_later(self._keep_alive_s, self._tick)
+
+    def _tick(self) -> None:
+        if self._blocked_since is not None and self._loop.time() - self._blocked_since > STALL_S:
+            self._wire.abort()
+            self._cut()
+            return
+        if self._silent:
+            self._wire.write(COMMENT)
+        self._silent = True
+        self._arm()
+
+    def _cut(self) -> None:
+        if not self.gone and self._task is not None:
+            self.gone = True
+            self._task.cancel()
 
 
 def session_frames(items: list[SessionEvent]) -> bytes:
@@ -158,18 +207,44 @@ def _spoken(payload: ev.Payload, run_id: str) -> tuple[str, Any]:
             return "state", {"state": getattr(payload, "state", payload.type), "detail": None}
 
 
-def resume_point(last_event_id: str | None, after_seq: str | None) -> int:
-    """Return the seq after which a reader goes on; raises InvalidRequest.
+class Resume(msgspec.Struct, frozen=True):
+    """Where a reader goes on: after `seq`, of a generation of the log; None is today's."""
 
-    A reconnecting browser repeats its first address, so its header counts more than the query.
+    seq: int
+    generation: int | None = None
+
+    def agreed(self, forks: Sequence[int]) -> int | None:
+        """Return the seq up to which the reader's log is today's, if it has read beyond that."""
+        if self.generation is None or self.generation >= len(forks):
+            return None
+        agreed = min(forks[self.generation :])
+        return agreed if self.seq > agreed else None
+
+
+def log_reset(agreed: int) -> bytes:
+    """Return the frame that tells a reader to forget what it saw after `agreed`; it has no id."""
+    return b'event: log_reset\ndata: {"after_seq":%d}\n\n' % agreed
+
+
+def resume_point(last_event_id: str | None, after_seq: str | None) -> Resume:
+    """Return where a reader goes on; raises InvalidRequest.
+
+    A reconnecting browser repeats its first address, so its header counts more than the query. In
+    the header a bare seq is of the first generation, which had no mark.
     """
     text = last_event_id or after_seq
     if text is None:
-        return 0
+        return Resume(0)
     seq, _, generation = text.partition(".")
-    if not seq.isdecimal() or (generation and not generation.isdecimal()) or len(seq) > _DIGITS:
+    if not (_is_number(seq) and (not generation or _is_number(generation))):
         raise InvalidRequest("Last-Event-ID and after_seq must be the seq of an event, such as 17")
-    return int(seq)
+    if generation:
+        return Resume(int(seq), int(generation))
+    return Resume(int(seq), 0 if last_event_id else None)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= _DIGITS
 
 
 _DIGITS: Final = 15

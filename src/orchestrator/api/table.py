@@ -22,11 +22,20 @@ PERMISSIONS: Final = frozenset(
 
 
 class Query(msgspec.Struct, frozen=True):
-    """A query parameter: its name, its JSON type and what it does."""
+    """A parameter of the query or the headers: its name, its JSON type and what it does."""
 
     name: str
     kind: str
     text: str
+
+
+class Other(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer besides the usual one; `stream` says that it may be one of server-sent events."""
+
+    status: int
+    text: str
+    answer: type[Any] | None = None
+    stream: bool = False
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +43,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
     `also` are further paths of the same route. `requires` names the body's fields that must be
     there, `errors` the codes it answers besides those every route may answer. `stream` says when
-    the answer is a stream of server-sent events, `raw` an answer that is not JSON.
+    the answer is a stream of server-sent events, `raw` an answer that is not JSON; `others` are
+    answers with another status than `status`.
     """
 
     method: str
@@ -48,7 +58,9 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     requires: tuple[str, ...] = ()
     answer: type[Any] | None = None
     status: int = 200
+    others: tuple[Other, ...] = ()
     query: tuple[Query, ...] = ()
+    headers: tuple[Query, ...] = ()
     errors: tuple[str, ...] = ()
     stream: str | None = None
     raw: str | None = None

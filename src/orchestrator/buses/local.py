@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from orchestrator.ports import Hint
+from orchestrator.ports import Hear, Hint
 
 MAILBOX_BYTES: Final = 1 << 20
 """How many bytes of events one subscriber may leave untaken."""
@@ -18,7 +18,8 @@ class LocalMailbox:
     the store instead, at its own pace, and nobody waits for it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hear: Hear | None = None) -> None:
+        self._hear = hear
         self._hints: list[Hint] = []
         self._bytes = 0
         self._waiter: asyncio.Future[None] | None = None
@@ -36,7 +37,10 @@ class LocalMailbox:
         return taken
 
     def put(self, hint: Hint) -> None:
-        """Leave a hint and wake the subscriber."""
+        """Leave a hint and wake the subscriber, unless it hears it in its sleep."""
+        asleep = self._waiter is not None and not self._hints
+        if asleep and self._hear is not None and self._hear(hint):
+            return
         self._bytes += hint.events.size
         self._hints.append(hint)
         if self._bytes > MAILBOX_BYTES:
@@ -60,9 +64,9 @@ class LocalBus:
             mailbox.put(hint)
 
     @contextmanager
-    def subscribe(self, subject: str) -> Iterator[LocalMailbox]:
+    def subscribe(self, subject: str, hear: Hear | None = None) -> Iterator[LocalMailbox]:
         """Open a mailbox for `subject`."""
-        mailbox = LocalMailbox()
+        mailbox = LocalMailbox(hear)
         self._mailboxes.setdefault(subject, []).append(mailbox)
         try:
             yield mailbox

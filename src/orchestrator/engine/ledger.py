@@ -1,7 +1,8 @@
 """The one way into the log: load, decide, commit, publish; again when somebody was faster."""
 
+import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 from msgspec.structs import replace
@@ -10,7 +11,13 @@ from orchestrator.core import events as ev
 from orchestrator.core import ids
 from orchestrator.core.batch import Deltas
 from orchestrator.core.decide import Cancel, Command
-from orchestrator.core.errors import Conflict, RunNotFound, StaleWrite, Unavailable
+from orchestrator.core.errors import (
+    Conflict,
+    OrchestratorError,
+    RunNotFound,
+    StaleWrite,
+    Unavailable,
+)
 from orchestrator.core.ops import Committed, Guard, Op, Outcome, Refused
 from orchestrator.core.project import project
 from orchestrator.core.records import HEAD, Run
@@ -60,7 +67,7 @@ class Ledger:
         outcome = (await self.store.commit(op))[0]
         if isinstance(outcome, Committed):
             self.open_runs += 1
-            self._publish(run, outcome)
+            self.publish(run, outcome)
         return outcome
 
     async def execute(self, run: Run, command: Command, epoch: int | None = None) -> Run:
@@ -88,26 +95,11 @@ class Ledger:
                 await self.world.sleep(wait)
         raise AssertionError  # _patience never ends
 
-    async def append(self, run: Run, said: "Sequence[Said]", epoch: int) -> Committed:
-        """Append events of the delta class as the owner; waits while the store cannot commit.
+    def words(self, run: Run) -> "Words":
+        """Return what appends the words of the agent of a run that is ours."""
+        return Words(self, run)
 
-        Raises StaleWrite when the run has ended or changed hands.
-        """
-        guard = Guard(epoch=epoch, states=_APPENDABLE)
-        op = Op(run_id=run.run_id, guard=guard, events=self._drafts(run, said))
-        for wait in _patience():
-            try:
-                outcome = (await self.store.commit(op))[0]
-            except Unavailable:
-                await self.world.sleep(wait)
-                continue
-            if isinstance(outcome, Refused):
-                raise StaleWrite(f"run {run.run_id} is not ours any more ({outcome.why})")
-            self._publish(run, outcome)
-            return outcome
-        raise AssertionError  # _patience never ends
-
-    def _drafts(self, run: Run, said: "Sequence[Said]") -> Sequence[ev.Draft]:
+    def drafts(self, run: Run, said: "Sequence[Said]") -> Sequence[ev.Draft]:
         """Return drafts of what an agent said; all words, which is the usual case, go together."""
         ts = self.world.now()
         texts = [text for text in said if isinstance(text, str)]
@@ -123,7 +115,7 @@ class Ledger:
     async def _carried(self, after: Run, outcome: Committed) -> Run:
         seq = outcome.head if after.attempt_seq == HEAD else after.attempt_seq
         after = replace(after, head=outcome.head, version=outcome.version, attempt_seq=seq)
-        self._publish(after, outcome)
+        self.publish(after, outcome)
         if after.status in ENDED:
             self.open_runs -= 1
             for listener in self._ended:
@@ -153,7 +145,7 @@ class Ledger:
                 continue  # it ended by itself meanwhile
         return len(children)
 
-    def _publish(self, run: Run, outcome: Committed) -> None:
+    def publish(self, run: Run, outcome: Committed) -> None:
         hint = Hint(run.run_id, outcome.head, outcome.events)
         self.counts.update(outcome.events.types)
         self._bus.publish(f"run:{run.run_id}", hint)
@@ -161,7 +153,75 @@ class Ledger:
         self._bus.publish("runs", hint)
 
 
-def _patience() -> Iterable[float]:
+class Words:
+    """Appends what an agent says; one append is on its way while the next piece is read.
+
+    The append is the back-pressure: who says more before the last is committed waits for it.
+    """
+
+    def __init__(self, ledger: Ledger, run: Run) -> None:
+        self._ledger = ledger
+        self._run = run
+        self._guard = Guard(epoch=run.epoch, states=_APPENDABLE)
+        self._op: Op | None = None
+        self._problem: OrchestratorError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self.bytes = 0
+
+    async def say(self, said: Sequence[Said]) -> None:
+        """Append events of the delta class; raises what became of those before, as `settled`."""
+        if self._op is not None or self._problem is not None:
+            await self.settled()
+        self._append(
+            Op(
+                run_id=self._run.run_id,
+                guard=self._guard,
+                events=self._ledger.drafts(self._run, said),
+            )
+        )
+
+    async def settled(self) -> None:
+        """Return when everything said is committed; waits while the store cannot commit.
+
+        Raises StaleWrite when the run has ended or changed hands.
+        """
+        patience = iter(_patience())
+        while self._op is not None:
+            if self._problem is None:
+                await self._wait()
+            elif isinstance(self._problem, Unavailable):
+                await self._ledger.world.sleep(next(patience))
+                self._problem = None
+                self._append(self._op)
+            else:
+                raise self._problem
+
+    def _append(self, op: Op) -> None:
+        self._op = op
+        self._ledger.store.append(op, self._done)
+
+    def _done(self, outcome: Outcome | OrchestratorError) -> None:
+        if isinstance(outcome, Committed):
+            self._op = None
+            self.bytes += outcome.events.size
+            self._ledger.publish(self._run, outcome)
+        elif isinstance(outcome, Refused):
+            why = f"run {self._run.run_id} is not ours any more ({outcome.why})"
+            self._problem = StaleWrite(why)
+        else:
+            self._problem = outcome
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+
+def _patience() -> Iterator[float]:
     yield from _PATIENCE_S[:-1]
     while True:
         yield _PATIENCE_S[-1]

@@ -12,7 +12,7 @@ from orchestrator.core.errors import AgentFailure, Conflict, StoreFailure
 from orchestrator.core.records import Agent, Invocation, Retry, Run
 from orchestrator.core.states import ENDED, RunState
 from orchestrator.engine.clocks import Clocks, Stopped, Switch, limits_of
-from orchestrator.engine.ledger import Ledger, Said
+from orchestrator.engine.ledger import Ledger, Said, Words
 from orchestrator.engine.limits import EngineSettings
 from orchestrator.engine.transcript import Caller
 from orchestrator.ports import AgentClient, Claimed
@@ -26,8 +26,8 @@ RESTARTED = "orchestrator_restarted"
 class Attempt(msgspec.Struct):
     """What one invocation has brought so far."""
 
+    words: Words
     texts: list[str] = []
-    bytes: int = 0
     ending: fr.Done | fr.Failed | fr.Paused | None = None
 
     def take(self, frames: Sequence[fr.Frame]) -> list[Said]:
@@ -121,12 +121,17 @@ class Runner:
             raise Stopped(switch.reason)
         begin = Begin(endpoint=agent.endpoint, instance_id=agent.instance_id)
         run = await self._ledger.insist(run, begin, run.epoch)
-        attempt = Attempt()
+        attempt = Attempt(self._ledger.words(run))
         limits = limits_of(self._settings, agent.timeouts, invocation.timeout_ms)
+        failure = None
         try:
             async with switch.guard(limits) as clocks:
                 await self._stream(run, agent, invocation, attempt, clocks)
-        except AgentFailure as failure:
+        except AgentFailure as failed:
+            failure = failed
+        await attempt.words.settled()
+        failure = failure or self._too_large(attempt)
+        if failure is not None:
             return await self._failed(run, agent, failure, switch)
         return await self._ended(run, agent, attempt, switch)
 
@@ -144,19 +149,18 @@ class Runner:
                 clocks.alive()
                 said = attempt.take(frames)
                 if said:
-                    committed = await self._ledger.append(run, said, run.epoch)
-                    attempt.bytes += committed.events.size
-                    self._check_size(attempt)
+                    await attempt.words.say(said)
+                    if (too_large := self._too_large(attempt)) is not None:
+                        raise too_large
                 if attempt.ending is not None:
                     return
 
-    def _check_size(self, attempt: Attempt) -> None:
-        if attempt.bytes > self._settings.max_run_bytes:
-            raise AgentFailure(
-                "run_too_large",
-                f"the agent's events passed {self._settings.max_run_bytes} bytes (MAX_RUN_BYTES)",
-                retryable=False,
-            )
+    def _too_large(self, attempt: Attempt) -> AgentFailure | None:
+        most = self._settings.max_run_bytes
+        if attempt.words.bytes <= most:
+            return None
+        text = f"the agent's events passed {most} bytes (MAX_RUN_BYTES)"
+        return AgentFailure("run_too_large", text, retryable=False)
 
     async def _ended(self, run: Run, agent: Agent, attempt: Attempt, switch: Switch) -> Run:
         match attempt.ending:

@@ -2,8 +2,9 @@
 
 import base64
 import binascii
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -15,6 +16,8 @@ from orchestrator.core.states import ENDED
 from orchestrator.ports import Bus, Hint, Mailbox, Store, Where
 
 PAGE = 1000
+Sink: TypeAlias = Callable[[Batch], bool]
+"""Takes a batch at once, or returns False when it cannot just now."""
 
 
 class SessionEvent(msgspec.Struct, frozen=True):
@@ -33,10 +36,17 @@ class Tails:
         self._bus = bus
 
     @asynccontextmanager
-    async def run(self, run_id: str, after: int = 0) -> AsyncIterator[AsyncIterator[Batch]]:
-        """Hand out the events of a run with `seq > after`, in batches, up to the terminal event."""
-        with self._bus.subscribe(f"run:{run_id}") as mailbox:
-            yield _follow_run(self._store, mailbox, run_id, after)
+    async def run(
+        self, run_id: str, after: int = 0, sink: Sink | None = None
+    ) -> AsyncIterator[AsyncIterator[Batch]]:
+        """Hand out the events of a run with `seq > after`, in batches, up to the terminal event.
+
+        What comes while the iterator waits is offered to `sink` first; the iterator goes on behind
+        what it took.
+        """
+        tail = RunTail(self._store, run_id, after, sink)
+        with self._bus.subscribe(f"run:{run_id}", tail.hear) as mailbox:
+            yield tail.follow(mailbox)
 
     def session(
         self, tenant: str, session_id: str, cursor: str | None = None
@@ -57,31 +67,49 @@ class Tails:
             yield follower.follow(mailbox)
 
 
-async def _follow_run(
-    store: Store, mailbox: Mailbox, run_id: str, cursor: int
-) -> AsyncIterator[Batch]:
-    while True:
-        page = await store.read(run_id, cursor, PAGE)
-        if page:
-            yield page
-            cursor = page.seqs[-1]
-        if _is_end(page) or (not page and await _is_over(store, run_id, cursor)):
-            return
-        if len(page) == PAGE:
-            continue
-        hole = False
-        while not hole:
-            batch, hole = _contiguous(await mailbox.take(), cursor)
-            if batch:
-                yield batch
-                cursor = batch.seqs[-1]
-            if _is_end(batch):
+class RunTail:
+    """One reader of one run: from the store as long as it is behind, then from the bus."""
+
+    def __init__(self, store: Store, run_id: str, after: int, sink: Sink | None) -> None:
+        self._store = store
+        self._run_id = run_id
+        self._cursor = after
+        self._sink = sink
+
+    async def follow(self, mailbox: Mailbox) -> AsyncIterator[Batch]:
+        """Yield everything after the cursor, up to the terminal event."""
+        while True:
+            page = await self._store.read(self._run_id, self._cursor, PAGE)
+            if page:
+                self._cursor = page.seqs[-1]
+                yield page
+            if _is_end(page) or (not page and await self._is_over()):
                 return
+            if len(page) == PAGE:
+                continue
+            hole = False
+            while not hole:
+                batch, hole = _contiguous(await mailbox.take(), self._cursor)
+                if batch:
+                    self._cursor = batch.seqs[-1]
+                    yield batch
+                if _is_end(batch):
+                    return
 
+    def hear(self, hint: Hint) -> bool:
+        """Pass a hint on to the sink; the end, and what does not follow, is for the iterator."""
+        events = hint.events
+        if self._sink is None or not events or events.seqs[0] != self._cursor + 1:
+            return False
+        if _is_end(events) or not self._sink(events):
+            return False
+        self._cursor = events.seqs[-1]
+        return True
 
-async def _is_over(store: Store, run_id: str, cursor: int) -> bool:
-    run = await store.get(Run, run_id)
-    return run is None or (run.status in ENDED and cursor >= run.head)
+    async def _is_over(self) -> bool:
+        """Return whether nothing can follow; a cursor beyond the end is at the end."""
+        run = await self._store.get(Run, self._run_id)
+        return run is None or (run.status in ENDED and self._cursor >= run.head)
 
 
 def _is_end(batch: Batch) -> bool:
@@ -94,6 +122,8 @@ def _contiguous(hints: list[Hint], cursor: int) -> tuple[Batch, bool]:
     hole = False
     for hint in hints:
         if hint.head <= cursor:
+            # Whoever asked for more than there will be learns of the end by a look at the run.
+            hole = hole or _is_end(hint.events)
             continue
         fresh = hint.events.after(cursor)
         if not fresh or fresh.seqs[0] != cursor + 1:
@@ -110,8 +140,8 @@ class SessionCursor(msgspec.Struct):
     Opaque on the wire; an ended and delivered run above `done` is kept as -1.
     """
 
-    done: int = 0
-    seqs: dict[str, int] = {}
+    done: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] = 0
+    seqs: dict[str, Annotated[int, msgspec.Meta(ge=-1, lt=1 << 32)]] = {}
 
     @classmethod
     def parse(cls, text: str | None) -> "SessionCursor":

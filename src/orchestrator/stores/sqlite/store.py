@@ -13,7 +13,7 @@ from orchestrator.core.batch import Batch
 from orchestrator.core.errors import InvalidRequest, StorageFull, Unavailable
 from orchestrator.core.ops import Op, Outcome
 from orchestrator.core.records import Lease, R, Timer
-from orchestrator.ports import Claimed, Trimmed, Where, World
+from orchestrator.ports import Claimed, Done, Trimmed, Where, World
 from orchestrator.stores.sqlite import claims, opening, retention, schema
 from orchestrator.stores.sqlite.apply import Applier
 from orchestrator.stores.sqlite.checkpoint import Checkpointer
@@ -87,12 +87,16 @@ class SQLiteStore:
 
     async def commit(self, *ops: Op) -> list[Outcome]:
         """Commit ops in one transaction."""
-        if self._low_on_disk() and any(op.create is not None for op in ops):
+        if any(op.create is not None for op in ops) and self._low_on_disk():
             raise StorageFull(
                 f"less than {self._watermark} bytes are free on the disk (MIN_FREE_DISK): "
                 "no new runs are taken until there is more; those in flight go on"
             )
         return await self._must_write().commit(ops)
+
+    def append(self, op: Op, done: Done) -> None:
+        """Commit an op of the delta class."""
+        self._must_write().append(op, done)
 
     async def read(self, run_id: str, after: int, limit: int = 1000) -> Batch:
         """Return events of a run, as far as they may be shown."""

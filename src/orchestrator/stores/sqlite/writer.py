@@ -4,13 +4,15 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Any, Final, TypeAlias, TypeVar
 
 import apsw
 import msgspec
 
-from orchestrator.core.errors import StorageFull, StoreFailure, Unavailable
+from orchestrator.core.errors import OrchestratorError, StorageFull, StoreFailure, Unavailable
 from orchestrator.core.ops import Committed, Op, Outcome
+from orchestrator.ports import Done
 from orchestrator.stores.sqlite.apply import Applier
 from orchestrator.stores.sqlite.sync import Syncer
 
@@ -24,12 +26,18 @@ _FATAL: Final = (
 )  # fmt: skip
 
 
-class _Waiting(msgspec.Struct):
-    """Somebody's work: `synced` work is answered from the disk, `slow` work is done beside."""
+Settle: TypeAlias = Callable[[Any, BaseException | None], None]
 
-    work: Callable[[Applier], Any]
-    future: "asyncio.Future[Any]"
+
+class _Waiting(msgspec.Struct):
+    """Somebody's ops, or other work, and what is told of it.
+
+    `synced` work is answered from the disk, `slow` work is done beside.
+    """
+
+    settle: Settle
     ops: tuple[Op, ...] = ()
+    work: Callable[[Applier], Any] | None = None
     synced: bool = True
     slow: bool = False
 
@@ -72,19 +80,31 @@ class Writer:
     async def commit(self, ops: Sequence[Op]) -> list[Outcome]:
         """Commit ops in order, in one transaction."""
         synced = self._full or any(op.changes_state for op in ops)
+        future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        self._submit(_Waiting(partial(_settle, future), tuple(ops), synced=synced))
+        return await future
 
-        def work(applier: Applier) -> list[Outcome]:
-            return [applier.apply(op) for op in ops]
+    def append(self, op: Op, done: Done) -> None:
+        """Commit an op of the delta class with the next batch."""
 
-        outcomes: list[Outcome] = await self._submit(work, tuple(ops), synced=synced)
-        return outcomes
+        def settle(result: Any, error: BaseException | None) -> None:
+            if error is None:
+                done(result[0])
+            else:
+                done(error if isinstance(error, OrchestratorError) else StoreFailure(str(error)))
+
+        try:
+            self._submit(_Waiting(settle, (op,), synced=self._full))
+        except StoreFailure as failure:
+            done(failure)
 
     async def work(
         self, work: Callable[[Applier], T], *, synced: bool = True, slow: bool = False
     ) -> T:
         """Run `work` in the next transaction and return its result, on the disk if `synced`."""
-        result: T = await self._submit(work, synced=synced, slow=slow)
-        return result
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._submit(_Waiting(partial(_settle, future), (), work, synced, slow))
+        return await future
 
     async def shown(self) -> None:
         """Return once all that could be read just now is on the disk."""
@@ -139,21 +159,12 @@ class Writer:
 
     # ------------------------------------------------------------ the queue
 
-    def _submit(
-        self,
-        work: Callable[[Applier], Any],
-        ops: tuple[Op, ...] = (),
-        *,
-        synced: bool,
-        slow: bool = False,
-    ) -> "asyncio.Future[Any]":
+    def _submit(self, waiting: _Waiting) -> None:
         broken = self._broken or self._syncer.failure
         if broken is not None:
             raise StoreFailure(broken.message)
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(work, future, ops, synced, slow))
+        self._queue.append(waiting)
         self._call()
-        return future
 
     def _call(self) -> None:
         if self._queue and not self._called and self._back.is_set():
@@ -194,11 +205,11 @@ class Writer:
         number = self._syncer.written
         for waiting, result in zip(batch, results, strict=True):
             if isinstance(result, BaseException):
-                _settle(waiting.future, None, result)
+                waiting.settle(None, result)
             elif self._must_wait(waiting, result, number):
                 self._after_sync(waiting, result, number)
             else:
-                _settle(waiting.future, result, None)
+                waiting.settle(result, None)
 
     def _must_wait(self, waiting: _Waiting, result: Any, number: int) -> bool:
         """Return whether the disk comes first; nothing of a run overtakes its change of state."""
@@ -221,7 +232,7 @@ class Writer:
                 held = self._held.get(op.run_id or "")
                 if held is not None and held.number <= number:
                     del self._held[op.run_id or ""]
-            _settle(waiting.future, result, error)
+            waiting.settle(result, error)
 
         self._syncer.after(number, done)
 
@@ -265,7 +276,7 @@ class Writer:
     def _transaction(self, batch: list[_Waiting]) -> list[Any]:
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            results = [waiting.work(self._applier) for waiting in batch]
+            results = [self._done(waiting) for waiting in batch]
             self._db.execute("COMMIT")
         except BaseException:
             self._applier.heads.forget()
@@ -275,6 +286,11 @@ class Writer:
         self.commits += 1
         self._syncer.written += 1
         return results
+
+    def _done(self, waiting: _Waiting) -> Any:
+        if waiting.work is not None:
+            return waiting.work(self._applier)
+        return [self._applier.apply(op) for op in waiting.ops]
 
     def _let_go(self) -> None:
         """Close; what a broken disk keeps from being tidied up, the next start does."""
