@@ -27,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("orchestrator")
     group.addoption("--full", action="store_true", help="run rigs with their full number of rounds")
     group.addoption("--rounds", type=int, metavar="N", help="run rigs with N rounds instead")
+    group.addoption("--seed", type=int, metavar="N", help="play one seed of the simulator, told")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.core.errors import AgentFailure, OrchestratorError
-from orchestrator.core.frames import Delta, Done, Failed, Frame, Other, Paused, State
+from orchestrator.core.frames import Delta, Deltas, Done, Failed, Frame, Other, Paused, State
 from orchestrator.engine import Invoke
 from orchestrator.ports import AgentCall
 from orchestrator.testing.simulator.chance import Chance
@@ -77,8 +77,10 @@ class SimAgent:
         if end == "silent":
             self._stage.fault("agent_silent")
             await asyncio.sleep(chance.between(0.2, 3))
-        for _ in range(chance.whole(0, 4)):
-            await asyncio.sleep(chance.between(0, 0.15))
+        long = self._stage.plan.long and chance.hit(0.5)
+        for _ in range(8 if long else chance.whole(0, 4)):
+            slow = long and not self._stage.calm
+            await asyncio.sleep(chance.between(1, 4) if slow else chance.between(0, 0.15))
             yield self._words(record, chance)
             if chance.hit(0.08):
                 await self._call_child(record, call, chance)
@@ -89,11 +91,10 @@ class SimAgent:
         yield [*self._words(record, chance), self._ending(record, end)]
 
     def _words(self, record: Call, chance: Chance) -> list[Frame]:
-        frames: list[Frame] = []
-        for _ in range(chance.whole(0, 2)):
-            word = f"{record.number}.{len(record.words)} "
-            record.words.append(word)
-            frames.append(Delta(word))
+        known = len(record.words)
+        words = [f"{record.number}.{known + n} " for n in range(chance.whole(0, 2))]
+        record.words += words
+        frames: list[Frame] = [Deltas(words)] if len(words) > 1 else list(map(Delta, words))
         if chance.hit(0.1):
             frames.append(State("thinking"))
         if chance.hit(0.1):
@@ -111,7 +112,9 @@ class SimAgent:
 
     async def _break(self, end: str) -> None:
         self._stage.fault(f"agent_{end}")
-        if end == "hang":
+        if end == "hang" and self._stage.plan.long:
+            await self._stage.calmed.wait()
+        elif end == "hang":
             await asyncio.Event().wait()
         if end == "protocol":
             raise AgentFailure("agent_protocol", "that is not JSON", retryable=False)

@@ -5,7 +5,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from orchestrator.core.events import DELTAS, seal
+from orchestrator.core.batch import Batch, seal_all
+from orchestrator.core.events import DELTAS
 from orchestrator.core.ops import (
     Committed,
     Delete,
@@ -28,13 +29,6 @@ class Refusal(Exception):  # an outcome, not an error
     def __init__(self, why: str, record: Record | None = None) -> None:
         super().__init__(why)
         self.refused = Refused(why, record)
-
-
-def changes_state(op: Op) -> bool:
-    """Return whether `op` is more than events of the delta class."""
-    if op.create is not None or op.changes or op.writes or not op.events:
-        return True
-    return any(event.type not in DELTAS for event in op.events)
 
 
 class Applier:
@@ -66,17 +60,18 @@ class Applier:
         if run is None:
             raise Refusal("missing")
         self._judge(run, op.guard)
-        head = run.head + len(op.events)
-        version = run.version + sum(event.type not in DELTAS for event in op.events)
+        batch = seal_all(run.run_id, run.head + 1, op.events)
+        head = run.head + len(batch)
+        version = run.version + sum(kind not in DELTAS for kind in batch.types)
         changes = dict(op.changes)
         if changes.get("attempt_seq") == HEAD:
             changes["attempt_seq"] = head
         self._tables.put(replace(run, head=head, version=version, **changes))
-        events = tuple(seal(run.run_id, seq, e) for seq, e in enumerate(op.events, run.head + 1))
-        if events:
-            logs = self._tables.logs
-            self._tables.set(logs, run.run_id, logs.get(run.run_id, ()) + events)
-        return Committed(head=head, version=version, key=run.key, events=events)
+        if batch:
+            known = self._tables.log(run.run_id)
+            whole = Batch.chain([known, batch]) if known else batch
+            self._tables.set(self._tables.logs, run.run_id, whole)
+        return Committed(head=head, version=version, key=run.key, events=batch)
 
     def _judge(self, run: Run, guard: Guard) -> None:
         if self._guarded and guard.epoch is not None and guard.epoch != run.epoch:

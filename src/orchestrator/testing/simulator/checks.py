@@ -1,21 +1,23 @@
 """What must hold when a simulation is over, whatever happened in it."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
+from orchestrator.core.batch import Batch
 from orchestrator.core.events import DELTAS, TERMINAL, LogEvent, open_event
 from orchestrator.core.live import live
 from orchestrator.core.records import PENDING, IdempotencyKey, Message, Run, Timer
 from orchestrator.core.states import ENDED, RunState
 from orchestrator.testing.history import sealed, violations
 from orchestrator.testing.simulator.agent import said
-from orchestrator.testing.simulator.readers import RunReader, SessionReader
+from orchestrator.testing.simulator.readers import SessionReader
 from orchestrator.testing.simulator.stage import Call, Stage
 
-_CANCEL_S = 1.0
-"""How soon after an acknowledged cancel the agent's stream is closed."""
+_TELLING: Final = frozenset({"agent_invoke_started", "agent_stream_delta", "run_done"})
+_CLOSED_S: Final = 1.0
+"""How soon after the end of a run, a cancelled one's too, its agent's stream is closed."""
 
 
 def judge(stage: Stage) -> None:
@@ -25,7 +27,7 @@ def judge(stage: Stage) -> None:
             stage.wrong.append(f"{stage.name(run.run_id)}: {what}")
     stage.wrong += _promises(stage)
     stage.wrong += _readers(stage)
-    stage.wrong += _cancels(stage)
+    stage.wrong += _closed(stage)
     stage.wrong += _transcripts(stage)
     stage.wrong += _pushes(stage)
 
@@ -34,9 +36,9 @@ def judge(stage: Stage) -> None:
 
 
 def _run(stage: Stage, run: Run) -> Iterator[str]:
-    log = stage.disk.tables.logs.get(run.run_id, ())
+    log = stage.disk.tables.log(run.run_id)
     yield from violations(sealed(log), over=stage.plan.liveness)
-    versions = sum(event.type not in DELTAS for event in log)
+    versions = sum(kind not in DELTAS for kind in log.types)
     if (run.head, run.version) != (len(log), versions):
         yield f"its row says head {run.head}, version {run.version}; its log {len(log)}, {versions}"
     ended = bool(log) and log[-1].type in TERMINAL
@@ -47,37 +49,37 @@ def _run(stage: Stage, run: Run) -> Iterator[str]:
     yield from _attempts(stage, run, log)
 
 
-def _attempts(stage: Stage, run: Run, log: tuple[LogEvent, ...]) -> Iterator[str]:
+def _attempts(stage: Stage, run: Run, log: Batch) -> Iterator[str]:
     """Each attempt's events are its own call's, in order and without a hole."""
-    calls = {call.attempt: call for call in stage.calls if call.run_id == run.run_id}
-    if len(calls) != sum(call.run_id == run.run_id for call in stage.calls):
-        if run.run_id not in stage.cut_back:
-            yield "one of its attempts was made twice"
+    made = [call for call in stage.calls if call.run_id == run.run_id]
+    calls = {call.attempt: call for call in made}
+    if len(calls) != len(made) and run.run_id not in stage.cut_back:
+        yield "one of its attempts was made twice"
     attempt, words = 0, list[str]()
     for event in log:
         if event.type == "agent_invoke_started":
             attempt, words = attempt + 1, []
-            if (number := _payload(event)["attempt"]) != attempt:
-                yield f"attempt {number} came where {attempt} was due"
-        elif event.type == "agent_stream_delta":
-            words.append(_payload(event)["text"])
-            call = calls.get(attempt)
-            if call is None or words != call.words[: len(words)]:
-                yield f"#{event.seq} holds {words[-1]!r}, which attempt {attempt} did not say then"
-        elif event.type == "run_done":
-            yield from _answer(calls.get(attempt), _payload(event).get("final_message"))
+        if event.type in _TELLING:
+            yield from _told(calls.get(attempt), attempt, words, event)
     if run.attempt != attempt:
         yield f"its row counts {run.attempt} attempts, its log {attempt}"
+
+
+def _told(call: Call | None, attempt: int, words: list[str], event: LogEvent) -> Iterator[str]:
+    payload: dict[str, Any] = msgspec.json.decode(open_event(event.data).payload)
+    if event.type == "agent_invoke_started" and payload["attempt"] != attempt:
+        yield f"attempt {payload['attempt']} came where {attempt} was due"
+    elif event.type == "agent_stream_delta":
+        words.append(payload["text"])
+        if call is None or words != call.words[: len(words)]:
+            yield f"#{event.seq} holds {words[-1]!r}, which attempt {attempt} did not say then"
+    elif event.type == "run_done":
+        yield from _answer(call, payload.get("final_message"))
 
 
 def _answer(call: Call | None, message: Any) -> Iterator[str]:
     if call is None or (said(call) or None) != (message or None):
         yield f"it is done with {message!r}, which its last attempt did not say"
-
-
-def _payload(event: LogEvent) -> dict[str, Any]:
-    payload: dict[str, Any] = msgspec.json.decode(open_event(event.data).payload)
-    return payload
 
 
 # ------------------------------------------------------------ what people were told
@@ -88,38 +90,40 @@ def _promises(stage: Stage) -> Iterator[str]:
     for run_id in stage.promises.runs:
         if run_id not in runs:
             yield f"{stage.name(run_id)} was acknowledged and is lost"
+    yield from _seen_states(stage, runs)
     for (session_id, key), led_to in stage.promises.answers.items():
         if len(led_to) > 1:
             yield f"request id {key!r} of {session_id} led to {len(led_to)} runs"
-    for run_id, states in stage.promises.ends.items():
-        if run_id in runs and states != {runs[run_id].status}:
-            yield f"{stage.name(run_id)} was seen {states} and is {runs[run_id].status}"
     for row in stage.disk.tables.rows[IdempotencyKey].values():
         if row.ref not in runs:
             yield f"request id {row.key!r} leads to no run"
 
 
+def _seen_states(stage: Stage, runs: dict[str, Run]) -> Iterator[str]:
+    for run_id, states in stage.promises.ends.items():
+        if run_id in runs and states != {runs[run_id].status}:
+            yield f"{stage.name(run_id)} was seen {states} and is {runs[run_id].status}"
+
+
 def _readers(stage: Stage) -> Iterator[str]:
     for reader in stage.readers:
-        if isinstance(reader, RunReader):
-            shown = {reader.run_id: reader.seen}
-        else:
-            assert isinstance(reader, SessionReader)
-            shown = reader.seen
-        for run_id, seen in shown.items():
-            log = stage.disk.tables.logs.get(run_id, ())
+        for run_id, seen in reader.shown().items():
+            log = stage.disk.tables.log(run_id)
             for what in violations(sealed(log), sealed(seen), over=False):
-                yield f"reader of {stage.name(run_id)}: {what}"
+                yield f"{reader.who}, {stage.name(run_id)}: {what}"
 
 
-def _cancels(stage: Stage) -> Iterator[str]:
-    end = stage.loop.time()
-    for run_id, at, server in stage.promises.cancels:
-        for call in stage.calls:
-            if call.run_id != run_id or call.server is not server or server.was_cut:
-                continue
-            if (call.closed or end) > at + _CANCEL_S:
-                yield f"call {call.number} was still open a second after the cancel at {at:.3f} s"
+def _closed(stage: Stage) -> Iterator[str]:
+    """When a run has ended, by cancel or otherwise, its agent is not listened to any more."""
+    if stage.plan.replicas > 1:
+        return  # a server hears of what the other one did with its next word
+    now = stage.loop.time()
+    for call in stage.calls:
+        end = stage.over.get(call.run_id)
+        if end is None or call.server.was_cut:
+            continue
+        if (call.closed or now) > end + _CLOSED_S:
+            yield f"call {call.number} was still open a second after its run's end at {end:.3f} s"
 
 
 # ------------------------------------------------------------ sessions
@@ -171,7 +175,7 @@ def _was_told(call: Call, messages: list[Message]) -> Iterator[str]:
 
 def _pushes(stage: Stage) -> Iterator[str]:
     for run_id, pushed in stage.pushed.items():
-        log = stage.disk.tables.logs.get(run_id, ())
+        log = stage.disk.tables.log(run_id)
         safe = stage.cut_back.get(run_id, len(log))
         truth = {event.seq: live(event) for event in log}
         newest = 0
@@ -205,8 +209,10 @@ def _skipped(
 def waiting(stage: Stage) -> list[str]:
     """Return what is not yet as it must be when all is over."""
     found = [f"a timer is left: {timer}" for timer in stage.disk.tables.rows[Timer].values()]
+    if stage.plan.replicas == 1:
+        found += [f"{name} says {value}" for name, value in stage.gauges().items() if value]
     for run in stage.runs():
-        log = stage.disk.tables.logs.get(run.run_id, ())
+        log = stage.disk.tables.log(run.run_id)
         found += [
             f"the reader of session {reader.session_id} lacks events of {stage.name(run.run_id)}"
             for reader in stage.readers
@@ -219,7 +225,7 @@ def waiting(stage: Stage) -> list[str]:
     return found
 
 
-def _not_pushed(stage: Stage, run: Run, log: tuple[LogEvent, ...]) -> list[str]:
+def _not_pushed(stage: Stage, run: Run, log: Batch) -> list[str]:
     if stage.faults["clock_jump_forward"]:
         return []  # a jump over the minute in which the ingress is waited for ends the waiting
     known = {seq for seq, _ in stage.pushed.get(run.run_id, ())}

@@ -3,14 +3,16 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from orchestrator.core.events import DELTAS
 from orchestrator.core.ops import Committed, Op, Outcome
-from orchestrator.core.records import Lease
-from orchestrator.testing.simulator.applying import Applier, changes_state
+from orchestrator.core.records import Lease, Run
+from orchestrator.core.states import OPEN
+from orchestrator.testing.simulator.applying import Applier
 from orchestrator.testing.simulator.tables import Change, Tables, undo
 
 T = TypeVar("T")
@@ -53,6 +55,7 @@ class Disk:
         self.sync_s = sync_s
         self.applied = self.synced = self.syncs = 0
         self._needed = 0
+        self._rebooted = False
         self._honest = honest
         self._guarded = guarded
         self._told = told
@@ -66,31 +69,32 @@ class Disk:
         """Apply ops in one commit; return their outcomes and whether the caller must wait."""
         applier = Applier(self.tables, guarded=self._guarded)
         outcomes = [applier.apply(op) for op in ops]
-        state = any(map(changes_state, ops))
+        state = any(op.changes_state for op in ops)
         self._applied(state=state)
         for op, outcome in zip(ops, outcomes, strict=True):
-            if isinstance(outcome, Committed):
-                self._hold(outcome)
+            if isinstance(outcome, Committed) and op.run_id is not None:
+                self._hold(op.run_id, outcome)
             if self._told is not None:
                 self._told(op, outcome)
         return outcomes, state
 
-    def change(self, work: Callable[[Tables], T]) -> T:
-        """Carry out any other change of state in one commit."""
+    def change(self, work: Callable[[Tables], T], *, state: bool = True) -> T:
+        """Carry out any other change in one commit; what is no `state` is not waited for."""
         result = work(self.tables)
-        self._applied(state=True)
+        self._applied(state=state)
         return result
 
     async def settled(self) -> None:
         """Wait until every change of state that is applied now is on the disk."""
-        number = self._needed
-        if number <= self.synced or not self._honest:
-            return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((number, waiter))
-        if self._syncing is None:
-            self._sync()
-        await waiter
+        if self._needed > self.synced and self._honest:
+            await self._waiter()
+
+    def when_shown(self, run_id: str, call: Callable[[], None]) -> None:
+        """Call back, never at once, when all of a run's events may be shown."""
+        if self.shown(run_id) is None:
+            asyncio.get_running_loop().call_soon(call)
+        else:
+            self._waiter().add_done_callback(lambda _: call())
 
     def shown(self, run_id: str) -> int | None:
         """Return the seq up to which a run's events may be shown; None means all of them."""
@@ -111,17 +115,31 @@ class Disk:
         self._forget_waiters()
         self._reached(self.applied)
         self._held.clear()
+        self._rebooted = True
         return lost
 
     def reopened(self) -> None:
-        """Begin anew after every process died: whoever had a lease is dead."""
+        """Begin anew after every process died: whoever had a lease is dead.
+
+        After a power loss each open run notes how far readers can rely on what they saw.
+        """
         self._forget_waiters()
         self.change(_forget_leases)
+        if self._rebooted:
+            self.change(_fork)
+            self._rebooted = False
 
     @property
     def loose(self) -> int:
         """Return how many commits a power loss could take now."""
         return len(self._unsynced)
+
+    def _waiter(self) -> "asyncio.Future[None]":
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((self._needed, waiter))
+        if self._syncing is None:
+            self._sync()
+        return waiter
 
     def _applied(self, *, state: bool) -> None:
         self.applied += 1
@@ -132,12 +150,11 @@ class Disk:
             loop = asyncio.get_running_loop()
             self._later = loop.call_later(DELTAS_WAIT_S, self._sync_deltas)
 
-    def _hold(self, outcome: Committed) -> None:
-        for event in outcome.events:
-            if event.type not in DELTAS:
-                run_id = _run_of(event.data)
-                held = self._held.setdefault(run_id, deque())
-                held.append(Held(self.applied, event.seq))
+    def _hold(self, run_id: str, outcome: Committed) -> None:
+        batch = outcome.events
+        for seq, kind in zip(batch.seqs, batch.types, strict=True):
+            if kind not in DELTAS:
+                self._held.setdefault(run_id, deque()).append(Held(self.applied, seq))
                 return
 
     def _sync_deltas(self) -> None:
@@ -183,18 +200,12 @@ class Disk:
             self._syncing = None
 
 
-class _Named(msgspec.Struct, gc=False):
-    run_id: str
-
-
-_NAMED: Final = msgspec.json.Decoder(_Named)
-
-
 def _forget_leases(tables: Tables) -> None:
     leases = tables.rows[Lease]
     for key in list(leases):
         tables.remove(leases, key)
 
 
-def _run_of(data: bytes) -> Any:
-    return _NAMED.decode(data).run_id
+def _fork(tables: Tables) -> None:
+    for run in tables.find(Run, [("status", "in", OPEN)], "key", 1 << 60):
+        tables.put(replace(run, forks=[*run.forks, run.head]))

@@ -1,9 +1,10 @@
 """A planted fault of reading: what a tail would be that trusts the bus."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from orchestrator.core.events import TERMINAL, LogEvent
+from orchestrator.core.batch import EMPTY, Batch
+from orchestrator.core.events import TERMINAL
 from orchestrator.engine.tail import PAGE, Tails
 from orchestrator.ports import Bus, Store
 
@@ -17,17 +18,19 @@ class CarelessTails(Tails):
 
     @asynccontextmanager
     async def run(
-        self, run_id: str, after: int = 0
-    ) -> AsyncIterator[AsyncIterator[list[LogEvent]]]:
+        self, run_id: str, after: int = 0, sink: Callable[[Batch], bool] | None = None
+    ) -> AsyncIterator[AsyncIterator[Batch]]:
         """Replay once, then pass on whatever comes."""
+        del sink  # a short cut that it does not take
         store, bus = self._outside
 
-        async def follow() -> AsyncIterator[list[LogEvent]]:
+        async def follow() -> AsyncIterator[Batch]:
             batch = await store.read(run_id, after, PAGE)
-            while not batch or batch[-1].type not in TERMINAL:
+            while not batch or batch.types[-1] not in TERMINAL:
                 if batch:
                     yield batch
-                batch = [event for hint in await mailbox.take() for event in hint.events]
+                parts = [hint.events for hint in await mailbox.take() if hint.events]
+                batch = Batch.chain(parts) if parts else EMPTY
             yield batch
 
         with bus.subscribe(f"run:{run_id}") as mailbox:

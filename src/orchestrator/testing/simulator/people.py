@@ -16,13 +16,15 @@ from orchestrator.core.errors import (
 from orchestrator.core.records import Run
 from orchestrator.core.states import ENDED
 from orchestrator.engine import Invoke
-from orchestrator.testing.simulator.chance import Chance
 from orchestrator.testing.simulator.plan import AGENTS
 from orchestrator.testing.simulator.readers import RunReader
 from orchestrator.testing.simulator.stage import Gone, Stage
 
 _LATER: Final = (Gone, Unavailable, QueueFull)
 """What a caller takes as: try again."""
+_TRIES: Final = 5
+_COMING_S: Final = 2.5
+"""Everybody has come by then, so that much is going on when something breaks."""
 
 
 class Caller:
@@ -37,11 +39,15 @@ class Caller:
     async def act(self) -> None:
         """Do everything this person does."""
         chance, stage = self._chance, self._stage
-        await asyncio.sleep(chance.between(0, stage.plan.until * 0.7))
+        await asyncio.sleep(chance.between(0, min(stage.plan.until * 0.7, _COMING_S)))
         request = self._request()
-        run = await self._insist(request)
-        if run is None:
-            return
+        twice = request.request_id is not None and chance.hit(0.15)
+        run = await (self._twice(request) if twice else self._insist(request))
+        if run is not None:
+            await self._go_on(request, run)
+
+    async def _go_on(self, request: Invoke, run: Run) -> None:
+        chance, stage = self._chance, self._stage
         async with asyncio.TaskGroup() as tasks:
             if chance.hit(0.6):
                 reader = RunReader(stage, run.run_id, chance.of("reader"))
@@ -66,6 +72,13 @@ class Caller:
             request_id=f"request {self._number}" if chance.hit(0.8) else None,
         )
 
+    async def _twice(self, request: Invoke) -> Run | None:
+        """Invoke as somebody does whose finger slips: both get the same answer."""
+        async with asyncio.TaskGroup() as tasks:
+            both = [tasks.create_task(self._insist(request)) for _ in range(2)]
+        self._stage.fault("double_click")
+        return both[0].result()
+
     async def _insist(self, request: Invoke) -> Run | None:
         """Invoke until there is an answer; None when trying again could do it twice."""
         while True:
@@ -78,7 +91,7 @@ class Caller:
             else:
                 self._acknowledged(request, accepted.run)
                 return accepted.run
-            await asyncio.sleep(self._chance.between(0.02, 0.2))
+            await asyncio.sleep(self._chance.between(0.03, 0.4))
 
     def _acknowledged(self, request: Invoke, run: Run) -> None:
         stage = self._stage
@@ -113,22 +126,20 @@ class Caller:
         stage = self._stage
         await asyncio.sleep(self._chance.between(0, 0.8))
         while True:
-            server = await stage.server()
             try:
-                after = await server.call(
+                after = await stage.ask(
                     lambda engine: engine.runs.cancel(run.run_id, f"{self._who} says so")
                 )
             except RunEnded:
                 return
             except RunNotFound:
-                stage.accuse(f"{stage.name(run.run_id)} was promised and is unknown")
+                self._missed(run)
                 return
             except _LATER:
-                await asyncio.sleep(self._chance.between(0.02, 0.2))
+                await asyncio.sleep(self._chance.between(0.03, 0.4))
             else:
                 stage.fault("cancel")
                 stage.note(self._who, f"has cancelled {stage.name(run.run_id)}")
-                stage.promises.cancels.append((run.run_id, stage.loop.time(), server))
                 self._saw(after)
                 return
 
@@ -137,20 +148,33 @@ class Caller:
             try:
                 found = await self._stage.ask(lambda engine: engine.runs.wait(run.run_id, 0.5))
             except _LATER:
-                await asyncio.sleep(self._chance.between(0.02, 0.2))
+                await asyncio.sleep(self._chance.between(0.03, 0.4))
                 continue
+            except RunNotFound:
+                self._missed(run)
+                return
             self._saw(found)
             if found.status in ENDED:
                 return
 
     async def _rerun(self, run: Run) -> None:
-        await asyncio.sleep(self._chance.between(0, 1))
-        try:
-            accepted = await self._stage.ask(lambda engine: engine.runs.rerun(run.run_id))
-        except (*_LATER, Conflict):
+        for _ in range(_TRIES):
+            await asyncio.sleep(self._chance.between(0, 1))
+            try:
+                accepted = await self._stage.ask(lambda engine: engine.runs.rerun(run.run_id))
+            except RunNotFound:
+                self._missed(run)
+                return
+            except Gone:
+                return  # whether it was run again is unknown
+            except (*_LATER, Conflict):
+                continue  # a run is run again when it has ended
+            self._stage.fault("rerun")
+            self._stage.promises.runs.append(accepted.run.run_id)
             return
-        self._stage.fault("rerun")
-        self._stage.promises.runs.append(accepted.run.run_id)
+
+    def _missed(self, run: Run) -> None:
+        self._stage.accuse(f"{self._stage.name(run.run_id)} was promised and is unknown")
 
     def _saw(self, run: Run) -> None:
         if run.status in ENDED:

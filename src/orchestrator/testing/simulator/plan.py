@@ -15,7 +15,7 @@ Flaw: TypeAlias = Literal["guard", "sync", "resume"]
 """A planted fault: no epoch guard, no sync before the answer, no resume check in tails."""
 
 Kind: TypeAlias = Literal["kill", "power", "drain", "jump_forward", "jump_back", "cut"]
-Mood: TypeAlias = Literal["unavailable", "full", "slow"]
+Mood: TypeAlias = Literal["unavailable", "full", "slow", "deaf"]
 
 
 class Incident(msgspec.Struct, frozen=True):
@@ -35,7 +35,11 @@ class Spell(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """One simulation. With `liveness` the faults stop at `until`, else everything does."""
+    """One simulation. With `liveness` the faults stop at `until`, else everything does.
+
+    `thin` is the share of hints that do not come as they were sent, `yields` that of calls of the
+    store in which others have their turn. In a `long` one some calls of agents outlast a lease.
+    """
 
     liveness: bool
     until: float
@@ -44,6 +48,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     sessions: int
     shuffled: bool
     thin: float
+    yields: float
+    long: bool
     pushes: bool
     incidents: tuple[Incident, ...]
     spells: tuple[Spell, ...]
@@ -51,18 +57,19 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _ONE: Final[tuple[Kind, ...]] = (
-    "kill", "kill", "power", "power", "drain", "jump_back", "jump_forward",
+    *("kill", "power") * 5, *("drain", "jump_back", "jump_forward") * 2, "cut",
 )  # fmt: skip
 _TWO: Final[tuple[Kind, ...]] = ("kill", "cut", "cut", "jump_forward", "drain")
-_MOODS: Final[tuple[Mood, ...]] = ("unavailable", "full", "slow", "slow")
+_MOODS: Final[tuple[Mood, ...]] = ("unavailable", "full", "slow", "slow", "slow", "deaf")
 
 
-def drawn(chance: Chance, *, liveness: bool) -> Plan:
-    """Return the plan of a seed."""
-    replicas = 2 if chance.hit(0.12) else 1
+def drawn(chance: Chance, *, liveness: bool, replicas: int | None = None) -> Plan:
+    """Return the plan of a seed; some have two servers on one store unless `replicas` says."""
+    replicas = replicas or (2 if chance.hit(0.15) else 1)
     until = chance.between(1.0, 3.0)
     incidents = _incidents(chance, until, replicas)
-    if any(incident.kind == "cut" for incident in incidents):
+    cut = any(incident.kind == "cut" for incident in incidents)
+    if cut:
         until = max(incident.at + incident.lasts for incident in incidents) + 0.5
     return Plan(
         liveness=liveness,
@@ -71,12 +78,14 @@ def drawn(chance: Chance, *, liveness: bool) -> Plan:
         callers=chance.whole(1, 5),
         sessions=chance.whole(1, 3),
         shuffled=chance.hit(0.5),
+        long=cut,
         thin=chance.pick((0.0, 0.1, 0.5)),
+        yields=chance.pick((0.0, 0.0, 0.3)),
         pushes=chance.hit(0.4),
         incidents=incidents,
         spells=_spells(chance, until) if chance.hit(0.5) else (),
         settings=EngineSettings(
-            agent_timeout_ms=1200,
+            agent_timeout_ms=25_000 if cut else 1_200,
             run_max_ms=chance.pick((3_000, 60_000)),
             max_open_runs=chance.pick((2, 100, 100)),
             drain_timeout_ms=300,
@@ -89,7 +98,7 @@ def _incidents(chance: Chance, until: float, replicas: int) -> tuple[Incident, .
     found = []
     for _ in range(chance.whole(0, 3)):
         kind = chance.pick(kinds)
-        lasts = chance.between(12, 20) if kind == "cut" else chance.between(0, 0.3)
+        lasts = chance.between(15, 23) if kind == "cut" else chance.between(0, 0.3)
         found.append(Incident(chance.between(0.05, until), kind, lasts))
     return tuple(sorted(found, key=lambda incident: incident.at))
 
@@ -123,4 +132,4 @@ AGENTS: Final = tuple(
         ("narrow", Retry(), Timeouts(idle_ms=400), "fail", 1),
     )
 )  # fmt: skip
-"""The agents of every simulation: one fails at once, one tries again, one is watched, one is busy."""
+"""One agent fails at once, one tries again, one is watched by clocks, one takes one call only."""

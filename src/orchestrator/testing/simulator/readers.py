@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from orchestrator.core.events import DELTAS, TERMINAL, LogEvent
+from orchestrator.core.batch import Batch
+from orchestrator.core.events import DELTAS, LogEvent
 from orchestrator.engine import TENANT
+from orchestrator.engine.tail import SessionCursor
 from orchestrator.testing.simulator.chance import Chance
 from orchestrator.testing.simulator.server import Server
 from orchestrator.testing.simulator.stage import Gone, Stage
@@ -22,29 +24,41 @@ class RunReader:
         self.over = False
         self._stage = stage
         self._chance = chance
-        self._who = f"reader of {stage.name(run_id)}"
+        self.who = f"reader of {stage.name(run_id)}"
         stage.readers.append(self)
 
     async def follow(self) -> None:
         """Read until the run is over, with as many connections as it takes."""
         while not self.over:
-            await connected(self._stage, self._who, self._chance, self._stream)
-        self._stage.note(self._who, f"has {len(self.seen)} events and is done")
+            await connected(self._stage, self.who, self._chance, self._stream)
+        self._stage.note(self.who, f"has {len(self.seen)} events and is done")
 
     async def _stream(self, server: Server) -> None:
         after = len(self.seen)
-        self._stage.note(self._who, f"reads on after {after} at {server.name}")
-        async with server.engine.tails.run(self.run_id, after) as batches:
+        self._stage.note(self.who, f"reads on after {after} at {server.name}")
+
+        def sink(batch: Batch) -> bool:
+            taken = not server.road.dead and self._chance.hit(0.7)
+            if taken:
+                self._stage.fault("short_cut")
+                self.seen += batch
+            return taken
+
+        async with server.engine.tails.run(self.run_id, after, sink) as batches:
             async for batch in batches:
                 self.seen += batch
                 await _dawdle(self._chance)
         self.over = True
 
+    def shown(self) -> dict[str, list[LogEvent]]:
+        """Return what was shown, by run."""
+        return {self.run_id: self.seen}
+
     def lost_power(self) -> None:
         """Go back to what the disk kept, as a reader does that is told to."""
-        log = self._stage.disk.tables.logs.get(self.run_id, ())
+        log = self._stage.disk.tables.log(self.run_id)
         self.seen, lost = self.seen[: len(log)], self.seen[len(log) :]
-        _judge_loss(self._stage, self._who, lost)
+        _judge_loss(self._stage, self.who, lost)
         self.over = False
 
 
@@ -57,16 +71,17 @@ class SessionReader:
         self._cursor: str | None = None
         self._stage = stage
         self._chance = chance
-        self._who = f"reader of session {session_id}"
+        self.who = f"session reader of {session_id}"
         stage.readers.append(self)
 
     async def follow(self) -> None:
         """Read until cancelled."""
         while True:
-            await connected(self._stage, self._who, self._chance, self._stream)
+            await connected(self._stage, self.who, self._chance, self._stream)
 
     async def _stream(self, server: Server) -> None:
         tails = server.engine.tails
+        self._stage.note(self.who, f"reads on at {server.name} after {self._place()}")
         async with tails.session(TENANT, self.session_id, self._cursor) as batches:
             async for batch in batches:
                 for item in batch:
@@ -74,11 +89,20 @@ class SessionReader:
                     self._cursor = item.cursor
                 await _dawdle(self._chance)
 
+    def _place(self) -> str:
+        position = SessionCursor.parse(self._cursor)
+        seqs = {self._stage.name(run_id): seq for run_id, seq in position.seqs.items()}
+        return f"key {position.done}, {seqs}"
+
+    def shown(self) -> dict[str, list[LogEvent]]:
+        """Return what was shown, by run."""
+        return self.seen
+
     def lost_power(self) -> None:
         """Begin again: what was shown must be there, or was events of the delta class."""
         for run_id, events in self.seen.items():
-            log = self._stage.disk.tables.logs.get(run_id, ())
-            _judge_loss(self._stage, self._who, events[len(log) :])
+            log = self._stage.disk.tables.log(run_id)
+            _judge_loss(self._stage, self.who, events[len(log) :])
         self.seen = {}
         self._cursor = None
 
@@ -104,7 +128,9 @@ async def connected(
         stage.note(who, "hangs up")
         stream_task.cancel()
         await asyncio.wait({stream_task})
-    await asyncio.sleep(chance.between(0.001, 0.05))
+        await asyncio.sleep(chance.between(0.001, 0.05))
+    else:
+        await asyncio.sleep(chance.between(0.05, 0.3))
 
 
 async def _dawdle(chance: Chance) -> None:
@@ -118,8 +144,3 @@ def _judge_loss(stage: Stage, who: str, lost: list[LogEvent]) -> None:
     for event in lost:
         if event.type not in DELTAS:
             stage.accuse(f"{who} was shown {event.type} #{event.seq}, and the power loss took it")
-
-
-def whole(seen: list[LogEvent]) -> bool:
-    """Return whether the terminal event has been seen."""
-    return bool(seen) and seen[-1].type in TERMINAL

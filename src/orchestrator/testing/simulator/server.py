@@ -46,33 +46,86 @@ class Road:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self.cut: str | None = None
-        self.mended = asyncio.Event()
         self.dead = False
+        self._mended = asyncio.Event()
+        self._parked: list[Callable[[OrchestratorError | None], None]] = []
 
     async def write(self, ops: Sequence[Op]) -> None:
         """Pass before a change is applied."""
         await self.ask()
-        mood = self._stage.mood()
-        if mood is None or not self._stage.weather.hit(0.7):
+        if (error := self._mishap(ops)) is not None:
+            await asyncio.sleep(self._stage.weather.between(0.001, 0.02))
+            raise error
+
+    def send(self, op: Op, then: Callable[[OrchestratorError | None], None]) -> None:
+        """Do the same for who does not wait."""
+        if self.dead:
             return
-        if mood == "unavailable":
-            await self._refuse("store_unavailable", Unavailable("the store is away"))
-        if mood == "full" and ops:
-            await self._refuse("storage_full", StorageFull("the disk is full"))
+        if self.cut == "hangs":
+            self._parked.append(then)
+            return
+        error = self._lost() or self._mishap((op,))
+        if error is None:
+            then(None)
+            return
+        delay = self._stage.weather.between(0.001, 0.02)
+        asyncio.get_running_loop().call_later(delay, self._fail, error, then)
 
     async def ask(self) -> None:
         """Pass before something is read."""
         if self.dead:
             raise asyncio.CancelledError
+        if self._stage.plan.yields and self._stage.weather.hit(self._stage.plan.yields):
+            await asyncio.sleep(0)
         if self.cut == "hangs":
-            await self.mended.wait()
-        elif self.cut == "fails":
-            await self._refuse("store_lost", Unavailable("the store cannot be reached"))
+            await self._mended.wait()
+        elif (error := self._lost() or self._deafness()) is not None:
+            await asyncio.sleep(self._stage.weather.between(0.001, 0.02))
+            raise error
 
-    async def _refuse(self, fault: str, error: Unavailable) -> None:
-        self._stage.fault(fault)
-        await asyncio.sleep(self._stage.weather.between(0.001, 0.02))
-        raise error
+    def break_down(self, how: str) -> None:
+        """Be cut: every call `hangs` or `fails` from now on."""
+        self._mended.clear()
+        self.cut = how
+
+    def mend(self) -> None:
+        """Let through what comes, and what hangs."""
+        self.cut = None
+        self._mended.set()
+        parked, self._parked = self._parked, []
+        for then in parked:
+            if not self.dead:
+                then(None)
+
+    def _fail(
+        self, error: OrchestratorError, then: Callable[[OrchestratorError | None], None]
+    ) -> None:
+        if not self.dead:
+            then(error)
+
+    def _lost(self) -> Unavailable | None:
+        if self.cut != "fails":
+            return None
+        self._stage.fault("store_lost")
+        return Unavailable("the store cannot be reached")
+
+    def _deafness(self) -> Unavailable | None:
+        if self._stage.mood() != "deaf" or not self._stage.weather.hit(0.3):
+            return None
+        self._stage.fault("store_deaf")
+        return Unavailable("the store does not answer")
+
+    def _mishap(self, ops: Sequence[Op]) -> Unavailable | None:
+        mood = self._stage.mood()
+        if mood is None or not self._stage.weather.hit(0.7):
+            return None
+        if mood == "unavailable":
+            self._stage.fault("store_unavailable")
+            return Unavailable("the store is away")
+        if mood == "full" and ops:
+            self._stage.fault("storage_full")
+            return StorageFull("the disk is full")
+        return None
 
 
 class Server:
@@ -107,6 +160,12 @@ class Server:
             push=SimPush(stage) if stage.plan.pushes else None,
         )
 
+    @property
+    def healthy(self) -> bool:
+        """Return whether nothing has happened to it that takes its runs away."""
+        hurt = self.road.dead or self.was_cut or self._leaving.is_set()
+        return self.alive and not hurt and self._stage.leases_hold
+
     async def live(self) -> None:
         """Run until it is drained, killed, or ends by itself, which it must not."""
         async with asyncio.TaskGroup() as tasks:
@@ -119,7 +178,7 @@ class Server:
                 await self._serve()
         except Exception as error:  # noqa: BLE001  # the border of the process
             if not self.road.dead:
-                self._stage.accuse(f"{self.name} died of {_told(error)}")
+                self._stage.accuse(f"{self.name} died of {told(error)}")
         finally:
             self.up = self.alive = False
             self._stage.note(self.name, "is gone")
@@ -128,6 +187,7 @@ class Server:
         try:
             async with self.engine.running():
                 self.up = True
+                self._stage.up.set()
                 await self._leaving.wait()
         finally:
             self.up = False
@@ -144,13 +204,15 @@ class Server:
         self.up = False
         self.road.dead = True
         for _ in range(DYING_TURNS):
-            pending = [task for task in self._tasks if not task.done()]
-            if not pending:
+            if not (pending := self._pending()):
                 return
             for task in pending:
                 task.cancel()
             await asyncio.sleep(0)
-        self._stage.accuse(f"{self.name} does not die: {pending}")
+        self._stage.accuse(f"{self.name} does not die: {self._pending()}")
+
+    def _pending(self) -> "list[asyncio.Task[Any]]":
+        return [task for task in self._tasks if not task.done()]
 
     async def drain(self) -> None:
         """Stop as SIGTERM does; it must be over in time."""
@@ -159,9 +221,9 @@ class Server:
         limit = self._stage.plan.settings.drain_timeout_ms / 1000 + STOPPING_S
         with suppress(TimeoutError):
             async with asyncio.timeout(limit):
-                while any(not task.done() for task in self._tasks):
-                    await asyncio.sleep(0.05)
-        if not self.road.dead and any(not task.done() for task in self._tasks):
+                while pending := self._pending():
+                    await asyncio.wait(pending)
+        if self._pending() and not self.road.dead and not self.was_cut:
             self._stage.accuse(f"{self.name} is not drained after {limit} s")
 
     # ------------------------------------------------------------ its callers
@@ -169,11 +231,12 @@ class Server:
     async def call(self, work: Callable[[Engine], Awaitable[T]]) -> T:
         """Have the server do `work`; raises Gone when no answer comes."""
         reply: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self.handle(self._answer(work, reply))
+        serving = self.handle(self._answer(work, reply))
         try:
             async with asyncio.timeout(PATIENCE_S):
                 return await reply
         except TimeoutError:
+            self._stage.note(self.name, "does not answer" if not serving.done() else "is silent")
             raise Gone from None
 
     def handle(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
@@ -189,9 +252,9 @@ class Server:
         try:
             await work
         except OrchestratorError as error:
-            self._stage.note(self.name, f"breaks off an answer: {_told(error)}")
+            self._stage.note(self.name, f"breaks off an answer: {told(error)}")
         except Exception as error:  # noqa: BLE001  # a border of the server: it would be a 500
-            self._stage.accuse(f"{self.name} answers with {_told(error)}")
+            self._stage.accuse(f"{self.name} answers with {told(error)}")
 
     async def _answer(
         self, work: Callable[[Engine], Awaitable[T]], reply: "asyncio.Future[T]"
@@ -209,7 +272,7 @@ class Server:
                 reply.set_exception(Gone())
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
     """Return an error, and where in the engine it came out."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

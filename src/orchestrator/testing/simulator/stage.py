@@ -3,10 +3,11 @@
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import msgspec
 
+from orchestrator.core.events import TERMINAL, LogEvent
 from orchestrator.core.ops import Committed, Op, Outcome, Refused
 from orchestrator.core.records import Run
 from orchestrator.engine import Engine
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from orchestrator.testing.simulator.server import Server
 
 T = TypeVar("T")
+
+
+_TAKEN_OVER: Final = frozenset({"run_failed", "agent_invoke_retrying"})
+_RESTARTED: Final = b'"orchestrator_restarted"'
 
 
 class Gone(Exception):  # not an error: the wire was cut
@@ -45,17 +50,22 @@ class Promises(msgspec.Struct):
     """What callers were told: it must stay true whatever happens.
 
     `runs` are acknowledged, `answers` the runs that each (session, request id) led to, `ends` the
-    final states that somebody saw, `cancels` (run, moment, server) of acknowledged cancels.
+    final states that somebody saw.
     """
 
     runs: list[str] = []
     answers: dict[tuple[str, str], set[str]] = {}
     ends: dict[str, set[str]] = {}
-    cancels: list[tuple[str, float, "Server"]] = []
 
 
 class Reader(Protocol):
     """Somebody who reads along and remembers what was shown."""
+
+    who: str
+
+    def shown(self) -> dict[str, list[LogEvent]]:
+        """Return what was shown, by run."""
+        ...
 
     def lost_power(self) -> None:
         """Judge what was shown against what the disk kept, and go back to that."""
@@ -69,11 +79,15 @@ class SimWorld:
         self._loop = loop
         self.noise = chance.bytes
         self.monotonic = loop.time
-        self.jumped_ms = 0
+        self.jumped_ms = self.boots = 0
 
     def now(self) -> int:
         """Return milliseconds UTC."""
         return START + self.jumped_ms + int(self._loop.time() * 1000)
+
+    def boot(self) -> str:
+        """Return a name for this run of the machine."""
+        return f"boot {self.boots}"
 
     async def sleep(self, seconds: float) -> None:
         """Wait in virtual time."""
@@ -92,14 +106,19 @@ class Stage:
         self.chance = chance
         self.plan = plan
         self.flaw = flaw
-        self.loop = VirtualLoop(chance.of("order").shuffle if plan.shuffled else None)
+        self.loop = VirtualLoop(  # type: ignore[abstract]  # it has what the engine needs
+            chance.of("order").shuffle if plan.shuffled else None
+        )
         self.world = SimWorld(self.loop, chance.of("noise"))
         self.weather = chance.of("weather")
         self.disk = Disk(
             self._sync_s, honest=flaw != "sync", guarded=flaw != "guard", told=self._told
         )
         self.calm = False
+        self.calmed = asyncio.Event()
+        self.over: dict[str, float] = {}
         self.servers: list[Server] = []
+        self.up = asyncio.Event()
         self.calls: list[Call] = []
         self.promises = Promises()
         self.readers: list[Reader] = []
@@ -107,6 +126,7 @@ class Stage:
         self.cut_back: dict[str, int] = {}
         self.leases_hold = True
         self.faults: Counter[str] = Counter()
+        self.happened: list[str] = []
         self.wrong: list[str] = []
         self.trace: list[tuple[float, str, str]] = []
         self._names: dict[str, str] = {}
@@ -137,6 +157,10 @@ class Stage:
             case Committed(events=events):
                 for event in events:
                     self.note(self.name(op.run_id), f"#{event.seq} {event.type}")
+                    if event.type in TERMINAL:
+                        self.over[op.run_id] = self.loop.time()
+                    if event.type in _TAKEN_OVER and _RESTARTED in event.data:
+                        self._taken_over(op.run_id)
             case Refused(why=why):
                 self.note(self.name(op.run_id), f"a write is refused ({why})")
                 self.fault(f"refused_{why}")
@@ -148,19 +172,33 @@ class Stage:
         for other in self.calls:
             if other is call or other.closed is not None or other.session_id != call.session_id:
                 continue
+            if other.run_id in self.over:
+                continue  # it has a second to be closed
             if other.run_id == call.run_id:
                 self.accuse(f"calls {other.number} and {call.number} of one run are both open")
             elif other.root and call.root:
                 self.accuse(f"calls {other.number} and {call.number} of one session are both open")
 
+    def _taken_over(self, run_id: str) -> None:
+        """Judge whether the server that a run is taken from is really gone."""
+        for call in self.calls:
+            if call.run_id == run_id and call.closed is None and call.server.healthy:
+                self.accuse(f"{self.name(run_id)} is taken from {call.server.name}, which is well")
+
     # ------------------------------------------------------------ the disk's mood
 
     def mood(self) -> Mood | None:
         """Return what the disk is like now."""
-        now = self.loop.time()
-        if self.calm:
+        if self.calm or not self.plan.spells:
             return None
+        now = self.loop.time()
         return next((s.mood for s in self.plan.spells if s.begin <= now < s.end), None)
+
+    def gauges(self) -> dict[str, float]:
+        """Return the sums of the servers' own gauges, which are 0 when nothing is left."""
+        names = ("runs_open", "runs_in_flight")
+        stats = [server.engine.stats() for server in self.servers if server.up]
+        return {name: sum(one[name] for one in stats) for name in names}
 
     def _sync_s(self) -> float:
         if self.mood() != "slow":
@@ -177,7 +215,8 @@ class Stage:
     async def server(self) -> "Server":
         """Return a server that takes calls; waits for one."""
         while not (up := [server for server in self.servers if server.up]):
-            await asyncio.sleep(0.02)
+            self.up.clear()
+            await self.up.wait()
         return up[0] if len(up) == 1 else self.chance.pick(up)
 
     async def ask(self, work: Callable[[Engine], Awaitable[T]]) -> T:

@@ -1,11 +1,13 @@
 """`ports.Store` in plain Python: the contract's fair model, with a disk that may lose power."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from msgspec.structs import replace
 
-from orchestrator.core.events import DELTAS, LogEvent
+from orchestrator.core.batch import Batch
+from orchestrator.core.errors import OrchestratorError
+from orchestrator.core.events import DELTAS
 from orchestrator.core.ops import Op, Outcome
 from orchestrator.core.records import (
     Cursor,
@@ -31,8 +33,14 @@ _OF_RUN: tuple[type[Record], ...] = (Invocation, Message, IdempotencyKey, Timer,
 class Way(Protocol):
     """What lies between a process and the store: it may take time, fail, or never end."""
 
+    dead: bool
+
     async def write(self, ops: Sequence[Op]) -> None:
         """Pass before a change is applied."""
+        ...
+
+    def send(self, op: Op, then: Callable[[OrchestratorError | None], None]) -> None:
+        """Do the same for who does not wait: call `then` at the end of the way."""
         ...
 
     async def ask(self) -> None:
@@ -57,18 +65,43 @@ class ModelStore:
         if self._way is not None:
             await self._way.write(ops)
         outcomes, state = self._disk.apply(ops)
-        if state:
+        if state or any(self._disk.shown(op.run_id or "") is not None for op in ops):
             await self._disk.settled()
         return outcomes
 
-    async def read(self, run_id: str, after: int, limit: int = 1000) -> list[LogEvent]:
+    def append(self, op: Op, done: Callable[[Outcome | OrchestratorError], None]) -> None:
+        """Apply an op of the delta class; `done` is told when it may be shown."""
+        if self._way is None:
+            self._append(op, done, None)
+        else:
+            self._way.send(op, lambda error: self._append(op, done, error))
+
+    def _append(
+        self,
+        op: Op,
+        done: Callable[[Outcome | OrchestratorError], None],
+        error: OrchestratorError | None,
+    ) -> None:
+        if error is not None:
+            done(error)
+            return
+        [outcome], _ = self._disk.apply((op,))
+
+        def tell() -> None:
+            if self._way is None or not self._way.dead:
+                done(outcome)
+
+        self._disk.when_shown(op.run_id or "", tell)
+
+    async def read(self, run_id: str, after: int, limit: int = 1000) -> Batch:
         """Return events of a run that may be shown."""
         if self._way is not None:
             await self._way.ask()
-        events = self._disk.tables.logs.get(run_id, ())
+        found = self._disk.tables.log(run_id).after(after)
         last = self._disk.shown(run_id)
-        found = [e for e in events if e.seq > after and (last is None or e.seq <= last)]
-        return found[:limit]
+        if last is not None:
+            found = found.before(last + 1)
+        return found.part(0, limit)
 
     async def get(self, kind: type[R], *key: Any, deciding: bool = False) -> R | None:
         """Return the record of that key."""
@@ -107,17 +140,17 @@ class ModelStore:
         ready = _ready(self._disk.tables, now, run_ids)[:limit]
         if not ready:
             return []
-        claimed = self._disk.change(lambda tables: [_take(tables, run, owner) for run in ready])
-        await self._disk.settled()
-        return claimed
+        # What a claim leads to is committed after it, so nobody need wait for the claim itself.
+        return self._disk.change(
+            lambda tables: [_take(tables, run, owner) for run in ready], state=False
+        )
 
     async def renew(self, owner: str, ttl_ms: int) -> None:
         """Say that `owner` lives."""
         if self._way is not None:
             await self._way.write(())
         expires = self.now() + ttl_ms if ttl_ms else 0
-        self._disk.change(lambda tables: _renew(tables, owner, expires))
-        await self._disk.settled()
+        self._disk.change(lambda tables: _renew(tables, owner, expires), state=False)
 
     async def due(self, limit: int = 100) -> list[Timer]:
         """Return timers whose time has come."""
@@ -223,8 +256,8 @@ def _remove(tables: Tables, run: Run) -> None:
 
 
 def _thin(tables: Tables, run: Run) -> int:
-    log = tables.logs.get(run.run_id, ())
-    kept = tuple(event for event in log if event.type not in DELTAS)
+    log = tables.log(run.run_id)
+    kept = log.chosen([at for at, kind in enumerate(log.types) if kind not in DELTAS])
     tables.set(tables.logs, run.run_id, kept)
     tables.put(replace(run, trimmed=True))
     return len(log) - len(kept)

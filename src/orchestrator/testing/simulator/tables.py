@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, TypeAlias, cast
 
-from orchestrator.core.events import LogEvent
+from orchestrator.core.batch import EMPTY, Batch
 from orchestrator.core.records import RECORDS, R, Record, Run
 from orchestrator.ports import Where
 
@@ -15,11 +15,11 @@ _ABSENT = object()
 
 
 class Tables:
-    """One dictionary per record type (key → record) and one of logs (run id → events)."""
+    """One dictionary per record type (key → record) and one of logs (run id → batch)."""
 
     def __init__(self) -> None:
         self.rows: dict[type[Record], dict[Key, Any]] = {kind: {} for kind in RECORDS}
-        self.logs: dict[str, tuple[LogEvent, ...]] = {}
+        self.logs: dict[str, Batch] = {}
         self._numbers = {"run": 0}
         self.journal: list[Change] = []
 
@@ -39,6 +39,10 @@ class Tables:
     def run(self, run_id: str | None) -> Run | None:
         """Return a run."""
         return cast("Run | None", self.rows[Run].get((run_id,)))
+
+    def log(self, run_id: str) -> Batch:
+        """Return a run's events."""
+        return self.logs.get(run_id, EMPTY)
 
     def next_key(self) -> int:
         """Return the number of the next run."""
