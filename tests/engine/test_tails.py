@@ -61,7 +61,15 @@ async def test_a_tail_past_the_end_ends_at_once(tmp_path: Path) -> None:
 
 
 async def test_a_session_stream_resumes_from_any_cursor(tmp_path: Path) -> None:
-    async with running(tmp_path / "o.db", chatty) as rig:
+    child_ended = asyncio.Event()
+
+    async def parent_last(call: AgentCall) -> Frames:
+        async for frames in chatty(call):
+            if call.content == "m0" and isinstance(frames[-1], Done):
+                await child_ended.wait()  # or it would be cancelled with its parent
+            yield frames
+
+    async with running(tmp_path / "o.db", parent_last) as rig:
         runs = [await rig.invoke(f"m{n}", session_id="s") for n in range(3)]
         await until(lambda: rig.agent.open_now == 1)
         child = await rig.invoke("c", parent_run_id=runs[0].run_id)
@@ -78,6 +86,8 @@ async def test_a_session_stream_resumes_from_any_cursor(tmp_path: Path) -> None:
                         cursor = item.cursor
                         if item.event.type in TERMINAL:
                             ended.add(item.run_id)
+                    if child.run_id in ended:
+                        child_ended.set()
                     if cut < len(batch) or rnd.random() < 0.1 or len(ended) == 4:
                         break
         for run_id, seqs in seen.items():
