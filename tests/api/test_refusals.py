@@ -159,7 +159,9 @@ async def test_keys_that_contradict_each_other(api: Client) -> None:
 
 async def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
     async with serving(tmp_path / "o.db", body_idle_s=0.1) as api:
-        start = f"POST /internal/invoke HTTP/1.1\r\nHost: {api.netloc}\r\nContent-Length: 50\r\n\r\n"
+        start = (
+            f"POST /internal/invoke HTTP/1.1\r\nHost: {api.netloc}\r\nContent-Length: 50\r\n\r\n"
+        )
         status, said = await raw(api, start.encode() + b'{"session')
         assert (status, said["code"]) == (408, "body_too_slow")
 

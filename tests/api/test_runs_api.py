@@ -181,7 +181,9 @@ async def test_hanging_up_while_waiting_cancels_only_when_asked(
         host, port = api.netloc.split(":")
         _, writer = await asyncio.open_connection(host, int(port))
         body = msgspec.json.encode(invocation(wait=True, on_disconnect=on_disconnect))
-        head = f"POST /v1/runs HTTP/1.1\r\nHost: {api.netloc}\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST /v1/runs HTTP/1.1\r\nHost: {api.netloc}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
         writer.write(head.encode() + body)
         await until(lambda: api.rig.agent.open_now == 1)
         writer.transport.abort()

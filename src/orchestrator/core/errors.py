@@ -10,6 +10,7 @@
     ├── Conflict              409   true in itself, but not in this state
     │   ├── SessionBusy · IdempotencyKeyReused · RunEnded · RunNotActive
     │   └── StaleWrite              a guard did not hold: somebody else decided first
+    ├── TooSlow               408
     ├── TooLarge              413
     ├── QueueFull             429
     ├── StoreFailure          500   the disk refused a commit; the process stops
@@ -124,6 +125,13 @@ class StaleWrite(Conflict):
     """A guard of a commit did not hold; load again and decide again."""
 
     code = "stale_write"
+
+
+class TooSlow(OrchestratorError):
+    """The rest of a body did not come in time; the message says how long it was waited for."""
+
+    code = "body_too_slow"
+    status = 408
 
 
 class TooLarge(OrchestratorError):
