@@ -136,7 +136,7 @@ async def running(
         await store.close()
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 10) -> None:
     """Return once `condition` holds."""
     async with asyncio.timeout(timeout_s):
         while not condition():

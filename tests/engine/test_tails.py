@@ -7,6 +7,7 @@ from pathlib import Path
 
 from orchestrator.core.events import TERMINAL, LogEvent
 from orchestrator.core.frames import Delta, Done, Frame
+from orchestrator.engine import SessionEvent
 from orchestrator.ports import AgentCall
 
 from .rig import Rig, running, until
@@ -60,37 +61,45 @@ async def test_a_tail_past_the_end_ends_at_once(tmp_path: Path) -> None:
             assert [batch async for batch in batches] == []
 
 
+class Seen:
+    """What one reader of a session has seen, over all its connections."""
+
+    def __init__(self) -> None:
+        self.seqs: dict[str, list[int]] = {}
+        self.ended: set[str] = set()
+        self.cursor: str | None = None
+
+    def take(self, items: Sequence[SessionEvent]) -> None:
+        for item in items:
+            self.seqs.setdefault(item.run_id, []).append(item.event.seq)
+            self.cursor = item.cursor
+            if item.event.type in TERMINAL:
+                self.ended.add(item.run_id)
+
+
 async def test_a_session_stream_resumes_from_any_cursor(tmp_path: Path) -> None:
-    child_ended = asyncio.Event()
+    seen, children = Seen(), set[str]()
 
     async def parent_last(call: AgentCall) -> Frames:
         async for frames in chatty(call):
             if call.content == "m0" and isinstance(frames[-1], Done):
-                await child_ended.wait()  # or it would be cancelled with its parent
+                await until(lambda: children & seen.ended)  # or it is cancelled with its parent
             yield frames
 
     async with running(tmp_path / "o.db", parent_last) as rig:
         runs = [await rig.invoke(f"m{n}", session_id="s") for n in range(3)]
         await until(lambda: rig.agent.open_now == 1)
-        child = await rig.invoke("c", parent_run_id=runs[0].run_id)
-        wanted = {run.run_id: 0 for run in [*runs, child]}
-        seen: dict[str, list[int]] = {run_id: [] for run_id in wanted}
-        cursor, rnd = None, random.Random(7)  # a seeded test
-        ended: set[str] = set()
-        while len(ended) < 4:
-            async with rig.engine.tails.session("default", "s", cursor) as batches:
+        children.add((await rig.invoke("c", parent_run_id=runs[0].run_id)).run_id)
+        rnd = random.Random(7)  # a seeded test
+        while len(seen.ended) < 4:
+            async with rig.engine.tails.session("default", "s", seen.cursor) as batches:
                 async for batch in batches:
                     cut = rnd.randrange(1, len(batch) + 1)
-                    for item in batch[:cut]:
-                        seen[item.run_id].append(item.event.seq)
-                        cursor = item.cursor
-                        if item.event.type in TERMINAL:
-                            ended.add(item.run_id)
-                    if child.run_id in ended:
-                        child_ended.set()
-                    if cut < len(batch) or rnd.random() < 0.1 or len(ended) == 4:
+                    seen.take(batch[:cut])
+                    if cut < len(batch) or rnd.random() < 0.1 or len(seen.ended) == 4:
                         break
-        for run_id, seqs in seen.items():
+        assert seen.seqs.keys() == {run.run_id for run in runs} | children
+        for run_id, seqs in seen.seqs.items():
             log = await rig.store.read(run_id, 0, 1000)
             assert seqs == [event.seq for event in log]
             assert len(log) > 200
