@@ -195,6 +195,7 @@ class Intake:
             user_id=_user(request),
             key=key,
         )
+        self._wake(run.run_id)  # the claim is made right behind this commit
         outcome = await self._ledger.create(run, op)
         if isinstance(outcome, Refused):
             return await self._lost_race(request, key, outcome)
@@ -203,7 +204,6 @@ class Intake:
         )
         if parent is not None:
             await self._tell_parent(parent, run)
-        self._wake(run.run_id)
         return Accepted(run)
 
     async def _lost_race(

@@ -149,7 +149,7 @@ class Pusher:
     async def _push_some(self, track: Track) -> bool:
         events = await self._store.read(track.run_id, track.cursor, BATCH_MAX)
         if not events:
-            track.cursor = track.head
+            track.head = track.cursor  # there will be word of more when it may be shown
             return True
         try:
             for last, bodies in self._portions(events):

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ import apsw
 import msgspec
 
 from orchestrator.core.batch import Batch
-from orchestrator.core.errors import InvalidRequest, StorageFull, Unavailable
+from orchestrator.core.errors import InvalidRequest, StorageFull, StoreFailure, Unavailable
 from orchestrator.core.ops import Op, Outcome
 from orchestrator.core.records import Lease, R, Timer
 from orchestrator.ports import Claimed, Done, Trimmed, Where, World
@@ -51,12 +52,11 @@ class _Writing:
 
     async def close(self) -> None:
         await self.checkpointer.close()
-        try:
+        with suppress(StoreFailure, Unavailable):  # whoever was promised something has heard it
             await self.writer.work(self._let_go)
-        finally:
-            await self.writer.close()
-            await self.syncer.close()
-            self.lock.release()
+        await self.writer.close()
+        await self.syncer.close()
+        self.lock.release()
 
     def _let_go(self, applier: Applier) -> None:
         opening.mark(applier.connection, self._boot, self._world.now(), clean=True)

@@ -14,6 +14,11 @@ from orchestrator.core.errors import StoreFailure
 Sync: TypeAlias = Callable[[int], None]
 Done: TypeAlias = Callable[[StoreFailure | None], None]
 
+QUIET_TURNS: Final = 3
+"""Turns of the loop without a commit after which a sync begins: a run that is accepted begins in
+so many, and then both are on the disk together. A turn is some microseconds, a sync thousands."""
+TURNS_MAX: Final = 16
+"""Turns after which it begins although there are commits in each."""
 _FULL_SYNC: Final[int | None] = getattr(fcntl, "F_FULLFSYNC", None)
 
 
@@ -39,7 +44,7 @@ class Syncer:
         self._sync = sync
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sync")
         self._waiting: deque[tuple[int, Done]] = deque()
-        self._running = False
+        self._running = self._counting = False
         self.failure: StoreFailure | None = None
         self.written = self.synced = 0
         self.syncs = 0
@@ -56,6 +61,18 @@ class Syncer:
             done(self.failure)
             return
         self._waiting.append((number, done))
+        if not self._running and not self._counting:
+            self._counting = True
+            self._rest(self.written, 0, 0)
+
+    def _rest(self, written: int, quiet: int, turns: int) -> None:
+        """Sync once the writer has rested for a moment: what an answer leads to shares its sync."""
+        quiet = quiet + 1 if written == self.written else 0
+        if quiet <= QUIET_TURNS and turns < TURNS_MAX:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._rest, self.written, quiet, turns + 1)
+            return
+        self._counting = False
         self.begin()
 
     def begin(self) -> None:

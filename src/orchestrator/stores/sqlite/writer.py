@@ -42,13 +42,6 @@ class _Waiting(msgspec.Struct):
     slow: bool = False
 
 
-class _Held(msgspec.Struct):
-    """From which event on a run is not shown yet, and the commit whose sync lifts that."""
-
-    first: int
-    number: int
-
-
 class Writer:
     """Gives each caller its own result; many callers share one transaction and one sync.
 
@@ -70,7 +63,8 @@ class Writer:
         self._called = False
         self._back = asyncio.Event()
         self._back.set()
-        self._held: dict[str, _Held] = {}
+        # Per run, the first seq of each of its commits that are not shown yet, by their numbers.
+        self._held: dict[str, dict[int, int]] = {}
         self._broken: StoreFailure | None = None
         self.fresh_log = False
         """Whether the next commit begins the log anew, which syncs its head."""
@@ -122,7 +116,7 @@ class Writer:
     def held_from(self, run_id: str) -> int | None:
         """Return the first seq of a run that must not be shown yet."""
         held = self._held.get(run_id)
-        return held.first if held is not None else None
+        return min(held.values()) if held else None
 
     def hold(self) -> bool:
         """Hold every batch back until `resume`; False when one is in the thread."""
@@ -218,23 +212,24 @@ class Writer:
         for op, outcome in zip(waiting.ops, result if waiting.ops else (), strict=True):
             if op.run_id is None or not isinstance(outcome, Committed):
                 continue
-            held = self._held.get(op.run_id)
-            if held is not None:
-                held.number = number
-            else:
-                first = outcome.head - len(outcome.events) + 1
-                self._held[op.run_id] = _Held(first, number)
+            held = self._held.setdefault(op.run_id, {})
+            held.setdefault(number, outcome.head - len(outcome.events) + 1)
         return True
 
     def _after_sync(self, waiting: _Waiting, result: Any, number: int) -> None:
         def done(error: StoreFailure | None) -> None:
-            for op in waiting.ops:
-                held = self._held.get(op.run_id or "")
-                if held is not None and held.number <= number:
-                    del self._held[op.run_id or ""]
+            for op in waiting.ops if error is None else ():
+                self._show(op.run_id or "", number)
             waiting.settle(result, error)
 
         self._syncer.after(number, done)
+
+    def _show(self, run_id: str, number: int) -> None:
+        held = self._held.get(run_id)
+        if held is not None:
+            held.pop(number, None)
+            if not held:
+                del self._held[run_id]
 
     # ------------------------------------------------------------ one transaction
 
