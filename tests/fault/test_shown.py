@@ -60,6 +60,9 @@ async def standing(
     disk.stand()
     try:
         yield store, made
+        async with asyncio.timeout(5):
+            while not disk.waited:
+                await asyncio.sleep(0.001)
     finally:
         disk.go()
         await store.close()

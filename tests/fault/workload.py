@@ -13,8 +13,9 @@ from msgspec.structs import replace
 from orchestrator.core import events as ev
 from orchestrator.core import ids
 from orchestrator.core.decide import Accept, Begin, Cancel, Command, Complete, Fail
+from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.events import DELTAS
-from orchestrator.core.ops import Committed, Guard, Insert, Op, Put
+from orchestrator.core.ops import Committed, Guard, Insert, Op, Outcome, Put
 from orchestrator.core.project import accept, project
 from orchestrator.core.records import NEXT, Agent, IdempotencyKey, Invocation, Message, Run
 from orchestrator.core.states import ENDED, RunState
@@ -172,9 +173,15 @@ class Workload:
             for _ in range(rnd.choice((1, 1, 2, 5, 20)))
         )
         guard = Guard(epoch=run.epoch, states=frozenset(RunState) - ENDED - {RunState.CREATED})
-        [outcome] = await store.commit(Op(run_id=run.run_id, guard=guard, events=drafts))
-        if isinstance(outcome, Committed):
-            self._kept(run.run_id, outcome, state=False)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def settle(outcome: Outcome | OrchestratorError) -> None:
+            if isinstance(outcome, Committed):
+                self._kept(run.run_id, outcome, state=False)
+            done.set_result(None)
+
+        store.append(Op(run_id=run.run_id, guard=guard, events=drafts), settle)
+        await done
         if rnd.random() < 0.3:
             await asyncio.sleep(0)
 
