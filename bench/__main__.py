@@ -8,6 +8,7 @@ side by side, measuring now where there is no second one.
 import argparse
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Final
@@ -15,8 +16,8 @@ from typing import Final
 from bench import compare
 from bench.page import renew
 from bench.picture import draw
-from bench.report import QUICK, Report, Size, machine, read, show, write
-from bench.rig import Rig, many_descriptors
+from bench.report import QUICK, Report, Row, Size, machine, read, show, write
+from bench.rig import Neighbours, Rig, many_descriptors
 from tests.processes import ROOT
 
 NAMES: Final = ("paced", "burst", "churn", "held", "stalled", "replay", "start", "ingress")
@@ -28,18 +29,26 @@ def measured(names: list[str], size: Size, checkout: Path) -> Report:
     report = Report(machine(), [])
     print(report.machine)
     for name in names:
-        with (
-            tempfile.TemporaryDirectory(prefix=f"bench-{name}-") as folder,
-            Rig(folder, checkout) as rig,
-        ):
-            try:
-                for row in import_module(f"bench.{name}").measure(rig, size):
-                    show(row)
-                    report.rows.append(row)
-            except RuntimeError as problem:
-                print(f"{name} could not be measured to its end: {problem}", flush=True)
-                report.unfinished.append(name)
+        neighbours = Neighbours()
+        try:
+            for row in _rows(name, size, checkout):
+                show(row)
+                report.rows.append(row)
+        except RuntimeError as problem:
+            print(f"{name} could not be measured to its end: {problem}", flush=True)
+            report.unfinished.append(name)
+        others = Row(name, "taken by other programs meanwhile", neighbours.processors(), "CPUs")
+        show(others)
+        report.rows.append(others)
     return report
+
+
+def _rows(name: str, size: Size, checkout: Path) -> Iterator[Row]:
+    with (
+        tempfile.TemporaryDirectory(prefix=f"bench-{name}-") as folder,
+        Rig(folder, checkout) as rig,
+    ):
+        yield from import_module(f"bench.{name}").measure(rig, size)
 
 
 def main(arguments: list[str]) -> int:

@@ -95,6 +95,8 @@ def pace(rig: Rig, running: Running, rates: dict[str, int], size: Size) -> Sampl
     cpu, load_cpu = running.cpu() - before, rig.load_cpu() - load_before
     rig.agents.ask("settle")
     events = seen["events"]
+    if not events:
+        raise RuntimeError("no event reached a reader while the agents spoke")
     return Sample(
         cpu=cpu / events * 1e6,
         load_cpu=load_cpu / events * 1e6,

@@ -25,6 +25,7 @@ START_S: Final = 30.0
 _PORTS: Final = count(20_000)
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_OURS: Final = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 _SERVER: Final = ("orchestrator",)
 _SBIN: Final = ":/usr/local/sbin:/usr/sbin:/sbin"
 
@@ -95,6 +96,24 @@ def _cpu(pid: int) -> float:
 
 def _resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+
+
+class Neighbours:
+    """How much of the machine other programs took, which is what spoils a measurement."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._others = self._taken()
+
+    def processors(self) -> float:
+        """Return how many processors they kept busy; ask once all of our own have ended."""
+        return (self._taken() - self._others) / (time.monotonic() - self._began)
+
+    def _taken(self) -> float:
+        user, nice, system, _, _, *interrupts = Path("/proc/stat").read_text().split()[1:9]
+        busy = sum(int(ticks) for ticks in (user, nice, system, *interrupts)) / _TICKS
+        usages = [resource.getrusage(who) for who in _OURS]
+        return busy - sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 class Load:

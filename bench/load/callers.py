@@ -44,7 +44,7 @@ class Target:
 
 
 class Caller(asyncio.Protocol):
-    """One connection: `run` invokes a run and follows it; once that is `over`, it may do so again."""
+    """One connection: `run` invokes a run and follows it; once that is `over`, it may again."""
 
     def __init__(self, target: Target, message: str, *, deaf: bool = False) -> None:
         self._target = target
