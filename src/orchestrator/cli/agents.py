@@ -1,13 +1,12 @@
 """Agents: list, register, show, remove."""
 
-import sys
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
 import click
 
-from orchestrator.cli import options
+from orchestrator.cli import options, shapes
 from orchestrator.cli.failure import CommandFailed
 from orchestrator.cli.output import Output, clock
 
@@ -20,14 +19,16 @@ from orchestrator.cli.output import Output, clock
 def ls(capability: str | None, status: str | None, json: bool, url: str | None) -> None:
     """List the registered agents."""
     out = Output(json=json)
-    found = options.server(url).get("/v1/agents", capability=capability, status=status)["agents"]
+    found = options.server(url).get(
+        "/v1/agents", shapes.Agents, capability=capability, status=status
+    )["agents"]
     if json:
         for agent in found:
             out.result(agent)
         return
     columns = ("agent", "status", "name", "last heartbeat", "capabilities")
     rows = [
-        (a["agent_id"], a["status"], a["name"], clock(a["last_heartbeat_at"]),
+        (a["agent_id"], a["status"], a["name"], clock(a.get("last_heartbeat_at")),
          ", ".join(a["capabilities"]))
         for a in found
     ]  # fmt: skip
@@ -99,10 +100,17 @@ def token(file: Path | None) -> str | None:
     """Return a credential; it is read from a file because everybody sees a command's words."""
     if file is None:
         return None
-    source = sys.stdin.read() if str(file) == "-" else file.read_text()
+    try:
+        source = options.standard_input() if str(file) == "-" else _read(file)
+    except OSError as error:
+        raise CommandFailed(f"{file} cannot be read: {error.strerror}") from error
     if not source.strip():
         raise CommandFailed(f"{file} holds no token")
     return source.strip()
+
+
+def _read(file: Path) -> str:
+    return options.text_of(file.read_bytes(), str(file))
 
 
 @click.command()

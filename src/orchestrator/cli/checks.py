@@ -10,13 +10,13 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
 import orchestrator
 from orchestrator import app
-from orchestrator.cli import ports
+from orchestrator.cli import ports, shapes
 from orchestrator.cli.failure import CommandFailed
 from orchestrator.cli.server import Server
 from orchestrator.core.errors import DatabaseRefused, OrchestratorError
@@ -38,21 +38,35 @@ class Check(msgspec.Struct, frozen=True):
     fix: str = ""
 
 
-async def everything(settings: Settings, server: Server) -> AsyncIterator[Check]:
-    """Yield every check in the order in which a fault would show."""
-    up = _answers(server)
+async def everything(settings: Settings | None, server: Server | None) -> AsyncIterator[Check]:
+    """Yield every check in the order in which a fault would show; None leaves out its own."""
+    up = server is not None and _answers(server)
     yield _versions()
     yield _open_files()
-    yield _port(settings, up=up)
-    yield await _database(settings)
-    yield _disk(settings)
-    yield _sync(settings)
-    yield _server(server, up=up)
-    if up:
+    if settings is not None:
+        yield _port(settings, up=up)
+        yield await _database(settings)
+        yield _disk(settings)
+        yield _sync(settings)
+    if server is not None:
+        async for check in _served(server, up=up):
+            yield check
+    if settings is not None:
+        yield _ingress(settings)
+
+
+async def _served(server: Server, *, up: bool) -> AsyncIterator[Check]:
+    """Yield what a server says of itself and of its agents."""
+    if not up:
+        yield Check("server", None, f"none answers at {server.url}; ./orchestrator starts one")
+        return
+    try:
+        yield _health(server)
         yield _clock(server)
         async for check in _agents(server):
             yield check
-    yield _ingress(settings)
+    except CommandFailed as problem:
+        yield Check("server", good=False, said=problem.message, fix=problem.hint)
 
 
 def _versions() -> Check:
@@ -144,23 +158,19 @@ def _answers(server: Server) -> bool:
     return True
 
 
-def _server(server: Server, *, up: bool) -> Check:
-    if not up:
-        return Check("server", None, f"none answers at {server.url}; ./orchestrator starts one")
+def _health(server: Server) -> Check:
     try:
-        health = msgspec.json.decode(server.text("/health"))
-        good = health["status"] == "healthy"
-        problems = health.get("problems", [])
-        said = ", ".join([health["status"], f"version {health['version']}", *problems])
-    except (CommandFailed, ValueError, KeyError, TypeError):
-        good, said = False, "something answers that is not an orchestrator"
-    return Check("server", good=good, said=f"{server.url}: {said}",
+        health = msgspec.json.decode(server.text("/health"), type=shapes.Health)
+    except ValueError:
+        raise server.stranger("/health") from None
+    said = ", ".join([health.status, f"version {health.version}", *health.problems])
+    return Check("server", good=health.status == "healthy", said=f"{server.url}: {said}",
                  fix="its log says more; docs/operations.md#health")  # fmt: skip
 
 
 def _clock(server: Server) -> Check:
     """Compare this clock with the newest event's: time that went back shows there."""
-    newest = server.get("/v1/runs", limit=1)["runs"]
+    newest = server.get("/v1/runs", shapes.Runs, limit=1)["runs"]
     now = int(time.time() * 1000)  # noqa: TID251  # this machine's clock is what is looked at
     ahead = max((run["created_at"] for run in newest), default=0) - now
     return Check("clock", good=ahead < SKEW_MS,
@@ -169,12 +179,13 @@ def _clock(server: Server) -> Check:
 
 
 async def _agents(server: Server) -> AsyncIterator[Check]:
-    listed = server.get("/v1/agents")["agents"]
+    listed = server.get("/v1/agents", shapes.Agents)["agents"]
     if not listed:
         yield Check("agents", None, "none is registered: ./orchestrator agents add NAME URL")
     async with app.open_clients() as clients:
         for agent in listed:
-            endpoint = server.get(f"/v1/agents/{agent['agent_id']}")["endpoint"]
+            path = f"/v1/agents/{quote(agent['agent_id'], safe='')}"
+            endpoint = server.get(path, shapes.AgentDetail)["endpoint"]
             yield _agent(agent["agent_id"], endpoint, await _state(clients, endpoint))
 
 
@@ -201,10 +212,10 @@ def _ingress(settings: Settings) -> Check:
 
 
 def _reachable(url: str) -> bool:
-    parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname or "", port), timeout=2).close()
-    except OSError:
+    except (OSError, ValueError):
         return False
     return True

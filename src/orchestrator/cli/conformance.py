@@ -69,6 +69,7 @@ _STEPS: Final = (
 )
 """The steps of an invocation in their order, the failure codes that mean each, and the fix."""
 
+_HEALTH: Final = "GET /health says how it is (optional)"
 _TYPES: Final = {"native": "text/event-stream", "json": "application/json"}
 
 
@@ -96,7 +97,8 @@ class Conformance:
             yield await self._parts()
             yield await self._hang_up()
             yield await self._together()
-        yield await self._health()
+        away = answer.failure is not None and answer.failure.code == "agent_unavailable"
+        yield Verdict(_HEALTH, None, "not tried: nothing answers") if away else await self._health()
 
     def _steps(self, answer: Answer) -> list[Verdict]:
         code = answer.failure.code if answer.failure else ""
@@ -190,16 +192,15 @@ class Conformance:
                        fix="serve concurrently, or register it with max_concurrency 1")  # fmt: skip
 
     async def _health(self) -> Verdict:
-        rule = "GET /health says how it is (optional)"
         found = await self.health.probe(self.endpoint, self.credential)
         match found.status:
             case "healthy":
-                return Verdict(rule, good=True, said=f"version {found.version or 'not given'}")
+                return Verdict(_HEALTH, good=True, said=f"version {found.version or 'not given'}")
             case "unknown":
-                return Verdict(rule, None, "it has no /health; it is always taken for well")
+                return Verdict(_HEALTH, None, "it has no /health; it is always taken for well")
             case _:
                 fix = 'answer 200 {"status": "healthy"}, or have no /health'
-                return Verdict(rule, good=False, said="it answered badly or not at all", fix=fix)
+                return Verdict(_HEALTH, good=False, said="it answered badly or not at all", fix=fix)
 
 
 def _piece_by_piece(answer: Answer) -> Verdict:

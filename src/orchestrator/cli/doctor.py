@@ -4,6 +4,7 @@ import asyncio
 import io
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -11,10 +12,11 @@ from urllib.parse import urlsplit, urlunsplit
 import click
 import msgspec
 
-from orchestrator.cli import checks, options
+from orchestrator.cli import checks, options, shapes
 from orchestrator.cli.failure import CommandFailed, Exit
 from orchestrator.cli.output import Output
 from orchestrator.cli.server import Server
+from orchestrator.core.errors import OrchestratorError
 from orchestrator.settings import VARIABLES, Settings, load
 
 RUNS: Final = 200
@@ -34,21 +36,38 @@ def doctor(bundle: Path | None, json: bool, url: str | None) -> Exit:
 
     The exit code is 0 when all is well.
     """
-    out, server = Output(json=json), options.server(url)
-    settings = load()
-    found = asyncio.run(_look(settings, server, out))
+    out = Output(json=json)
+    settings, server, found = _begin(url)
+    found = asyncio.run(_look(settings, server, found, out))
     if bundle is not None:
         _write(bundle, settings, server, found)
         out.remark(f"{bundle} holds what a report needs; look through it before you send it")
     return Exit.FAILED if any(check.good is False for check in found) else Exit.OK
 
 
-async def _look(settings: Settings, server: Server, out: Output) -> list[checks.Check]:
-    found = [checks.Check("settings", good=True, said="every variable can be read")]
-    _show(found[0], out)
-    async for check in checks.everything(settings, server):
-        found.append(check)
+def _begin(url: str | None) -> tuple[Settings | None, Server | None, list[checks.Check]]:
+    """Return the settings and the server, where they can be had, and what is to be said of that."""
+    settings = server = None
+    check = checks.Check("settings", good=True, said="every variable can be read")
+    with suppress(OrchestratorError):
+        server = options.server(url)  # a variable it cannot read is told with the others
+    try:
+        settings = load()
+    except OrchestratorError as error:
+        fix = "docs/settings.md says what each variable takes"
+        check = checks.Check("settings", good=False, said=error.message, fix=fix)
+    return settings, server, [check]
+
+
+async def _look(
+    settings: Settings | None, server: Server | None, found: list[checks.Check], out: Output
+) -> list[checks.Check]:
+    for check in found:
         _show(check, out)
+    async for check in checks.everything(settings, server):
+        told = msgspec.structs.replace(check, fix="") if check.good else check
+        found.append(told)
+        _show(told, out)
     return found
 
 
@@ -59,7 +78,9 @@ def _show(check: checks.Check, out: Output) -> None:
         out.check(good=check.good, text=f"{check.name}: {check.said}", fix=check.fix)
 
 
-def _write(path: Path, settings: Settings, server: Server, found: list[checks.Check]) -> None:
+def _write(
+    path: Path, settings: Settings | None, server: Server | None, found: list[checks.Check]
+) -> None:
     """Write the bundle; a part that cannot be had says why instead."""
     try:
         with tarfile.open(path, "w:gz") as bundle:
@@ -73,10 +94,13 @@ def _write(path: Path, settings: Settings, server: Server, found: list[checks.Ch
 
 
 def _parts(
-    settings: Settings, server: Server, found: list[checks.Check]
+    settings: Settings | None, server: Server | None, found: list[checks.Check]
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "checks.json", lambda: found
-    yield "settings.json", lambda: _redacted(settings)
+    if settings is not None:
+        yield "settings.json", lambda: _redacted(settings)
+    if server is None:
+        return
     yield "health.json", lambda: server.text("/health").encode()
     yield "metrics.txt", lambda: server.text("/metrics").encode()
     yield "agents.json", lambda: _agents(server)
@@ -112,16 +136,16 @@ def without_user(url: str) -> str:
 
 
 def _agents(server: Server) -> list[dict[str, Any]]:
-    listed = server.get("/v1/agents")["agents"]
-    agents = [server.get(f"/v1/agents/{agent['agent_id']}") for agent in listed]
+    listed = server.get("/v1/agents", shapes.Agents)["agents"]
+    agents = [server.get(f"/v1/agents/{agent['agent_id']}", shapes.AgentDetail) for agent in listed]
     return [agent | {"endpoint": without_user(agent["endpoint"])} for agent in agents]
 
 
 def _runs(server: Server) -> list[dict[str, Any]]:
     """Return the newest runs without a word of what was said in them."""
-    runs = server.get("/v1/runs", limit=RUNS)["runs"]
+    runs = server.get("/v1/runs", shapes.Runs, limit=RUNS)["runs"]
     return [
         {name: run[name] for name in _TOLD if name in run}
-        | {"error_code": run.get("error", {}).get("code")}
+        | {"error_code": (run.get("error") or {}).get("code")}
         for run in runs
     ]

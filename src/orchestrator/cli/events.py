@@ -1,15 +1,18 @@
 """How a run's events are shown: as a conversation, line by line, or as JSON."""
 
+from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from orchestrator.cli.failure import Exit
+from orchestrator.cli.failure import CommandFailed, Exit
 from orchestrator.cli.output import Output, clock
 from orchestrator.cli.server import ENDS
+from orchestrator.cli.shapes import Event
 from orchestrator.clients.sse import SSEEvent
 
+T = TypeVar("T")
 _TEXT = 160
 
 
@@ -20,42 +23,50 @@ def follow(events: Iterable[SSEEvent], out: Output, *, talk: bool) -> Exit:
         if out.json:
             out.raw(event.data)
         elif event.event == "log_reset":
-            out.remark(f"the server lost power: what came after seq {event.data} comes again")
+            seq = _decoded(event.data, dict[str, int]).get("after_seq")
+            out.remark(f"the server lost power: what came after seq {seq} comes again")
         elif talk:
-            _say(msgspec.json.decode(event.data), out)
+            _say(_decoded(event.data, Event), out)
         else:
-            _line(msgspec.json.decode(event.data), out)
+            _line(_decoded(event.data, Event), out)
         code = ENDS.get(event.event, code)
     out.close_line()
     return code
 
 
-def _say(event: dict[str, Any], out: Output) -> None:
-    payload = event["payload"]
-    match event["type"]:
+def _decoded(data: str, shape: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=shape)
+    except (ValueError, RecursionError) as error:
+        raise CommandFailed(f"what came is no event ({error})", Exit.UNREACHABLE) from None
+
+
+def _say(event: Event, out: Output) -> None:
+    payload = defaultdict(str, event.payload)
+    match event.type:
         case "agent_stream_delta":
-            out.words(payload["text"])
+            out.words(str(payload["text"]))
         case "agent_state":
-            out.remark(f"[{payload['state']}] {payload.get('detail') or ''}".rstrip())
+            out.remark(f"[{payload['state']}] {payload['detail'] or ''}".rstrip())
         case "agent_event":
             out.remark(f"[{payload['name']}] {_short(payload['data'])}")
-        case "user_input" if payload.get("queued"):
+        case "user_input" if payload["queued"]:
             out.remark("queued behind another run of this session")
         case "agent_invoke_retrying":
             out.remark(f"again in {payload['delay_ms']} ms: {payload['message']}", "yellow")
         case "run_failed":
             out.remark(f"failed: {payload['code']}: {payload['message']}", "red")
-            out.remark(f"  ./orchestrator replay {event['run_id']}   shows every event of it")
+            out.remark(f"  ./orchestrator replay {event.run_id}   shows every event of it")
         case "run_cancelled":
             out.remark(f"cancelled: {payload['reason']}", "yellow")
         case _:
             pass  # the other events are for `tail` and `replay`
 
 
-def _line(event: dict[str, Any], out: Output) -> None:
-    payload = {name: value for name, value in event["payload"].items() if value is not None}
+def _line(event: Event, out: Output) -> None:
+    payload = {name: value for name, value in event.payload.items() if value is not None}
     told = "  ".join(f"{name}={_short(value)}" for name, value in payload.items())
-    out.line(f"{event['seq']:>6}  {clock(event['ts'])}  {event['type']:<22}  {told}")
+    out.line(f"{event.seq:>6}  {clock(event.ts)}  {event.type:<22}  {told}")
 
 
 def _short(value: Any) -> str:

@@ -19,9 +19,9 @@ class Exit(IntEnum):
 
 MEANINGS: Final = {
     Exit.OK: "it is done; for a run: it ended well",
-    Exit.FAILED: "the run failed, or a check did not pass",
+    Exit.FAILED: "the run failed, a check did not pass, or the output could not be written",
     Exit.USAGE: "the command, a setting or the database is not as it must be; nothing was begun",
-    Exit.UNREACHABLE: "no server answers, or it went away and did not come back within a minute",
+    Exit.UNREACHABLE: "no orchestrator answers, or it went away for more than a minute",
     Exit.NOT_FOUND: "the server does not know that run, agent or session",
     Exit.CANCELLED: "the run was cancelled",
     Exit.REFUSED: "the server understood and said no: a conflict, a limit, a rule",

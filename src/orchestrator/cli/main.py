@@ -1,5 +1,6 @@
 """Runs a command and turns how it ended into an exit code and, when it went wrong, a sentence."""
 
+import os
 import sys
 from importlib import import_module
 from typing import Any, Final
@@ -78,24 +79,30 @@ def run(args: list[str]) -> int:
     if not args or (args[0].startswith("-") and args[0] not in asked):
         args = ["serve", *args]
     try:
+        _check_text(args)
         result: Any = program.main(args, prog_name="orchestrator", standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as problem:
         problem.show()
         return Exit.USAGE
     except (KeyboardInterrupt, click.Abort):
         return Exit.INTERRUPTED
     except BrokenPipeError:
-        sys.stdout = None  # whoever read us has left; nothing to flush
+        _leave_stdout()
         return Exit.OK
     except Exception as error:
-        problem_of = _explained(error)
-        if problem_of is None:
+        explained = _explained(error)
+        if explained is None:
             raise
-        click.echo(f"orchestrator: {problem_of.message}", err=True)
-        if problem_of.hint:
-            click.echo(f"  {problem_of.hint}", err=True)
-        return problem_of.code
+        return _told(explained)
     return int(result) if isinstance(result, int) else Exit.OK
+
+
+def _told(problem: CommandFailed) -> Exit:
+    click.echo(f"orchestrator: {problem.message}", err=True)
+    if problem.hint:
+        click.echo(f"  {problem.hint}", err=True)
+    return problem.code
 
 
 def _explained(error: Exception) -> CommandFailed | None:
@@ -112,4 +119,29 @@ def _explained(error: Exception) -> CommandFailed | None:
         return explain(error)
     if isinstance(error, OrchestratorError):
         return CommandFailed(error.message)
+    return _unwritable() if isinstance(error, OSError) else None
+
+
+def _unwritable() -> CommandFailed | None:
+    """Return the sentence for a standard output that takes nothing, None where it does."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _leave_stdout()
+        return CommandFailed(f"the output cannot be written: {error.strerror}", Exit.FAILED)
     return None
+
+
+def _leave_stdout() -> None:
+    """Let what is still to be flushed go nowhere: its reader has left, or takes nothing."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def _check_text(words: list[str]) -> None:
+    """Raise CommandFailed for a word that is no text; it comes as unpaired surrogates."""
+    try:
+        " ".join(words).encode()
+    except UnicodeEncodeError:
+        raise CommandFailed("a word of the command is not UTF-8 text") from None

@@ -1,5 +1,6 @@
 """Options that many commands share."""
 
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -8,6 +9,7 @@ import click
 from orchestrator.cli.failure import CommandFailed
 from orchestrator.cli.server import Server
 
+_DIGITS_MAX: Final = 9
 UNITS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 STATES: Final = (
     "created", "running", "paused_waiting_tool", "paused_waiting_approval",
@@ -31,11 +33,27 @@ def server(given: str | None) -> Server:
     return Server(given or server_url())
 
 
+def standard_input() -> str:
+    """Return what standard input holds, as text."""
+    if sys.stdin is None:
+        raise CommandFailed("standard input is closed")
+    return text_of(sys.stdin.buffer.read(), "standard input")
+
+
+def text_of(data: bytes, source: str) -> str:
+    """Return bytes as text; raises CommandFailed naming the source when they are none."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise CommandFailed(f"{source} is not UTF-8 text ({error.reason})") from None
+
+
 def age_ms(text: str | None) -> int | None:
     """Return an age such as 30d, 12h, 30m or 90s in milliseconds."""
     if text is None:
         return None
     number, unit = text[:-1], text[-1:]
-    if not (number.isascii() and number.isdigit() and unit in UNITS):
+    plain = number.isascii() and number.isdigit() and len(number) <= _DIGITS_MAX
+    if not (plain and unit in UNITS):
         raise CommandFailed(f"{text!r} is no age; write 30d, 12h, 30m or 90s")
     return int(number) * UNITS[unit]

@@ -41,6 +41,11 @@ class Output:
         """Return whether a person reads standard output directly."""
         return self._out.is_terminal
 
+    @property
+    def width(self) -> int:
+        """Return how many characters fit on a line of the terminal."""
+        return self._out.width
+
     def result(self, value: Any) -> None:
         """Write one JSON value on a line of its own."""
         self.raw(msgspec.json.encode(value).decode())
@@ -83,12 +88,19 @@ class Output:
             self._out.print(Text(f"    {safe(fix)}", style="dim"))
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Write rows: a table on a terminal, tab-separated lines otherwise."""
+        """Write rows: a table on a terminal, tab-separated lines otherwise.
+
+        The first column names the thing, so that it is never cut.
+        """
         if not self.terminal:
             for row in rows:
                 self.raw("\t".join(safe(_cell(value)).replace("\t", " ") for value in row))
             return
-        table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        widest = max((len(safe(_cell(row[0]))) for row in rows), default=0)
+        table.add_column(columns[0], no_wrap=True, overflow="ignore", min_width=widest)
+        for column in columns[1:]:
+            table.add_column(column)
         for row in rows:
             table.add_row(*(Text(safe(_cell(v)), style=STYLES.get(str(v), "")) for v in row))
         self._out.print(table)
@@ -109,7 +121,10 @@ def clock(ms: int | None) -> str:
     """Return a time of day in this machine's zone, with its date when that is not today's."""
     if ms is None:
         return "-"
-    at = datetime.fromtimestamp(ms / 1000, UTC).astimezone()
+    try:
+        at = datetime.fromtimestamp(ms / 1000, UTC).astimezone()
+    except (ValueError, OverflowError, OSError):
+        return str(ms)  # beyond the calendar
     return at.strftime("%Y-%m-%d %H:%M:%S")
 
 

@@ -36,6 +36,11 @@ def probe(
         EgressGuard(("loopback",)).check(endpoint, operator=True)
     except EgressRefused as error:
         raise CommandFailed(error.message) from error
+    if endpoint.rstrip("/").endswith("/invoke") and protocol != "openai":
+        raise CommandFailed(
+            "leave /invoke off the URL: an agent is registered without it, and called with it",
+            hint=f"./orchestrator probe {endpoint.rstrip('/').removesuffix('/invoke')}",
+        )
     token = agents.token(token_file)
     return asyncio.run(_probe(endpoint, protocol, message, token, seconds, Output(json=json)))
 

@@ -1,6 +1,5 @@
 """Runs: invoke, follow, replay, list, cancel, run again."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -10,14 +9,17 @@ from urllib.parse import quote
 import click
 import msgspec
 
-from orchestrator.cli import options
+from orchestrator.cli import options, shapes
 from orchestrator.cli.events import follow
 from orchestrator.cli.failure import CommandFailed, Exit
 from orchestrator.cli.output import Output, clock, duration
 from orchestrator.cli.server import Server
 from orchestrator.clients.sse import SSEEvent
+from orchestrator.core.values import NUMBER_MAX
 
 PAGE: Final = 1000
+WIDE: Final = 120
+"""The width from which on a list of runs has all its columns."""
 OPEN: Final = "created,running,paused_waiting_tool,paused_waiting_approval"
 ENDED: Final = "done,failed,cancelled"
 
@@ -26,7 +28,8 @@ ENDED: Final = "done,failed,cancelled"
 @click.argument("agent")
 @click.argument("text")
 @click.option("--session", metavar="ID", help="Go on with this conversation.")
-@click.option("--timeout-ms", type=int, metavar="N", help="The longest time this run may take.")
+@click.option("--timeout-ms", type=click.IntRange(1, NUMBER_MAX), metavar="N",
+              help="The longest time this run may take.")  # fmt: skip
 @click.option("--detach", is_flag=True, help="Print the run's id and leave it working.")
 @options.as_json
 @options.url
@@ -39,14 +42,15 @@ def invoke(
     The exit code is the run's outcome. As TEXT - reads the message from standard input.
     """
     server, out = options.server(url), Output(json=json)
-    content = sys.stdin.read() if text == "-" else text
+    content = options.standard_input() if text == "-" else text
     body = {
         "agent_id": agent,
         "session_id": session,
         "timeout_ms": timeout_ms,
         "input_message": {"role": "user", "content": content},
     }
-    run = server.post("/v1/runs", {name: value for name, value in body.items() if value})
+    given = {name: value for name, value in body.items() if value is not None}
+    run = server.post("/v1/runs", given, shapes.Run)
     if detach:
         out.raw(msgspec.json.encode(run).decode() if json else run["run_id"])
         return Exit.OK
@@ -100,24 +104,20 @@ def _recorded(server: Server, run_id: str, out: Output) -> Iterator[SSEEvent]:
     while page["has_more"]:
         text = server.text(f"{_path(run_id)}/events?limit={PAGE}&after_seq={page['next_cursor']}")
         try:
-            found = msgspec.json.decode(text, type=_Page)
-        except msgspec.DecodeError:
+            found = msgspec.json.decode(text, type=shapes.Page)
+        except ValueError:
             server.get(_path(run_id))  # says what is wrong, as it says to everybody
-            raise CommandFailed("the server answered without a log", Exit.UNREACHABLE) from None
+            raise server.stranger("without a log") from None
         page = {"next_cursor": found.next_cursor, "has_more": found.has_more}
         if found.trimmed:
             out.remark("retention removed a part of this log")
         for raw in found.events:
             data = bytes(raw)
-            head = msgspec.json.decode(data, type=_Head)
+            try:
+                head = msgspec.json.decode(data, type=_Head)
+            except ValueError:
+                raise server.stranger("with what is no event") from None
             yield SSEEvent(head.type, data.decode(), str(head.seq))
-
-
-class _Page(msgspec.Struct):
-    events: list[msgspec.Raw]
-    has_more: bool
-    next_cursor: str
-    trimmed: bool = False
 
 
 class _Head(msgspec.Struct):
@@ -150,9 +150,10 @@ def _matching(
     if unknown:
         known = ", ".join(options.STATES)
         raise CommandFailed(f"there is no state {unknown.pop()!r}; there are {known}")
-    before = int(time.time() * 1000) - age if age is not None else None  # noqa: TID251  # a person's now
+    now = int(time.time() * 1000)  # noqa: TID251  # a person's now
+    before = max(0, now - age) if age is not None else None
     return server.pages(
-        "/v1/runs", "runs", status=status, agent_id=agent, session_id=session,
+        "/v1/runs", "runs", shapes.Runs, status=status, agent_id=agent, session_id=session,
         created_before=before, limit=200,
     )  # fmt: skip
 
@@ -181,20 +182,28 @@ def ls(
         for run in rows:
             out.result(run)
         return
-    columns = ("run", "status", "agent", "session", "created", "took", "error")
-    out.table(columns, [_row(run) for run in rows])
+    narrow = out.terminal and out.width < WIDE
+    kept = [name for name in _COLUMNS if not (narrow and name in ("session", "took"))]
+    out.table(kept, [[_COLUMNS[name](run) for name in kept] for run in rows])
     if out.terminal and not rows:
         out.remark("no such runs")
 
 
-def _row(run: dict[str, Any]) -> tuple[Any, ...]:
+def _took(run: dict[str, Any]) -> str:
     ended = run.get("ended_at")
-    took = duration(ended - run["created_at"]) if ended else "-"
-    error = run.get("error", {}).get("code")
-    return (
-        run["run_id"], run["status"], run["agent_id"], run["session_id"],
-        clock(run["created_at"]), took, error,
-    )  # fmt: skip
+    return duration(ended - run["created_at"]) if ended else "-"
+
+
+_COLUMNS: Final[dict[str, Callable[[dict[str, Any]], Any]]] = {
+    "run": lambda run: run["run_id"],
+    "status": lambda run: run["status"],
+    "agent": lambda run: run["agent_id"],
+    "session": lambda run: run["session_id"],
+    "created": lambda run: clock(run["created_at"]),
+    "took": _took,
+    "error": lambda run: (run.get("error") or {}).get("code"),
+}
+"""What a list of runs shows, and how it is read from a run."""
 
 
 @click.command()
@@ -205,7 +214,8 @@ def _row(run: dict[str, Any]) -> tuple[Any, ...]:
 def show(run_id: str, tree: bool, json: bool, url: str | None) -> None:
     """Show one run as last committed."""
     out = Output(json=json)
-    found = options.server(url).get(_path(run_id) + ("/tree" if tree else ""))
+    path, shape = _path(run_id), shapes.Tree if tree else shapes.Run
+    found = options.server(url).get(path + ("/tree" if tree else ""), shape)
     if json:
         out.result(found)
     elif tree:
@@ -278,7 +288,7 @@ def cancel(
     body = {"reason": reason} if reason else {}
 
     def act(run_id: str) -> dict[str, Any]:
-        return dict(server.post(f"{_path(run_id)}:cancel", body))
+        return dict(server.post(f"{_path(run_id)}:cancel", body, shapes.Changed))
 
     return _each(runs, act, Output(json=json), dry=dry_run)
 
@@ -298,7 +308,7 @@ def rerun(
     runs = _chosen(server, run_ids, (status, agent, session, older_than), ENDED)
 
     def act(run_id: str) -> dict[str, Any]:
-        return dict(server.post(f"{_path(run_id)}:rerun"))
+        return dict(server.post(f"{_path(run_id)}:rerun", shape=shapes.Changed))
 
     return _each(runs, act, Output(json=json), dry=dry_run)
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any, Final
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 import msgspec
 
@@ -33,35 +33,36 @@ class Server:
     """One server, by its URL."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        parts = _parts(url)
+        if parts is None:
             raise CommandFailed(
-                f"{url!r} is not the URL of a server", hint="ORCHESTRATOR_URL=http://localhost:8080"
+                f"{url[:100]!r} is not the URL of a server",
+                hint="ORCHESTRATOR_URL=http://localhost:8080",
             )
         self.url = url.rstrip("/")
         self._parts = parts
 
-    def get(self, path: str, **query: Any) -> Any:
-        """Return what a GET answers."""
+    def get(self, path: str, shape: Any = dict, **query: Any) -> Any:
+        """Return what a GET answers, if that has the shape."""
         given = {name: str(value) for name, value in query.items() if value is not None}
-        return self._decoded("GET", f"{path}?{urlencode(given)}" if given else path)
+        return self._decoded("GET", f"{path}?{urlencode(given)}" if given else path, shape)
 
-    def pages(self, path: str, field: str, **query: Any) -> Iterator[dict[str, Any]]:
+    def pages(self, path: str, field: str, shape: Any, **query: Any) -> Iterator[dict[str, Any]]:
         """Yield the items of every page of a list."""
         while True:
-            page = self.get(path, **query)
+            page = self.get(path, shape, **query)
             yield from page[field]
             if not page["has_more"]:
                 return
             query["cursor"] = page["next_cursor"]
 
-    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Return what a POST answers."""
-        return self._decoded("POST", path, {} if body is None else body)
+    def post(self, path: str, body: dict[str, Any] | None = None, shape: Any = dict) -> Any:
+        """Return what a POST answers, if that has the shape."""
+        return self._decoded("POST", path, shape, {} if body is None else body)
 
     def delete(self, path: str) -> Any:
         """Return what a DELETE answers."""
-        return self._decoded("DELETE", path)
+        return self._decoded("DELETE", path, dict)
 
     def text(self, path: str) -> str:
         """Return the body of a GET as it is, also of an error answer."""
@@ -97,6 +98,8 @@ class Server:
                 return
             if answer.status != http.HTTPStatus.OK:
                 self._refuse(answer.status, answer.read())
+            if answer.headers.get_content_type() != "text/event-stream":
+                raise self.stranger("without a stream")
             parser = SSEParser(max_line=64 << 20)
             while data := answer.read1(65_536):
                 for event in parser.feed(data):
@@ -105,11 +108,26 @@ class Server:
                         return
         raise ConnectionError("the stream ended before the run did")
 
-    def _decoded(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    def _decoded(
+        self, method: str, path: str, shape: Any, body: dict[str, Any] | None = None
+    ) -> Any:
         status, data = self._exchange(method, path, body)
         if status >= http.HTTPStatus.BAD_REQUEST:
             self._refuse(status, data)
-        return msgspec.json.decode(data) if data else None
+        try:
+            value = msgspec.json.decode(data)
+            msgspec.convert(value, shape)
+        except (ValueError, RecursionError):
+            raise self.stranger(str(status)) from None
+        return value
+
+    def stranger(self, said: str) -> CommandFailed:
+        """Return the error for an answer that no orchestrator gives."""
+        return CommandFailed(
+            f"{self.url} answered {said}, and not as an orchestrator would",
+            Exit.UNREACHABLE,
+            "another program may listen there: ORCHESTRATOR_URL names the server",
+        )
 
     def _exchange(
         self, method: str, path: str, body: dict[str, Any] | None = None
@@ -147,8 +165,8 @@ class Server:
         try:
             said = msgspec.json.decode(data)
             message, code = str(said["error"]), str(said.get("code", ""))
-        except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-            message, code = f"{self.url} answered {status}, and not as an orchestrator would", ""
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            raise self.stranger(str(status)) from None
         if status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
             raise CommandFailed(message, Exit.UNREACHABLE, f"docs/errors.md explains {code}")
         raise CommandFailed(message, _CODES.get(status, Exit.USAGE))
@@ -160,6 +178,17 @@ class Server:
             Exit.UNREACHABLE,
             "start one with ./orchestrator, or name another: ORCHESTRATOR_URL=http://host:port",
         )
+
+
+def _parts(url: str) -> SplitResult | None:
+    """Return the parts of a server's URL, None for what is none."""
+    try:
+        parts = urlsplit(url)
+        well = parts.port != 0 and bool((parts.hostname or "").encode("idna"))
+    except ValueError:
+        return None
+    plain = url.isascii() and url.isprintable() and " " not in url
+    return parts if well and plain and parts.scheme in ("http", "https") else None
 
 
 ENDS: Final = {"run_done": Exit.OK, "run_failed": Exit.FAILED, "run_cancelled": Exit.CANCELLED}

@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 import orchestrator
-from orchestrator.cli import ports, serving
+from orchestrator.cli import ports, serving, shapes
 from orchestrator.cli.events import follow
 from orchestrator.cli.failure import CommandFailed, Exit
 from orchestrator.cli.output import Output
@@ -48,10 +48,12 @@ def _play(text: str, *, stay: bool) -> int:
         async with _demo_agent() as endpoint:
             out.line(f"server      {url}", "bold")
             out.line(f"demo agent  {endpoint}", "bold")
-            code = await asyncio.to_thread(_first_run, url, endpoint, text, out)
+            run_id, code = await asyncio.to_thread(_first_run, url, endpoint, text, out)
             if not stay:
+                out.line("this server ends now; one that stays up:")
+                out.line("  ./orchestrator dev")
                 return code
-            _what_next(url, out)
+            _what_next(url, run_id, out)
             await asyncio.Event().wait()
             return None
 
@@ -98,31 +100,27 @@ async def _demo_agent() -> AsyncIterator[str]:
             await agent.wait()
 
 
-def _first_run(url: str, endpoint: str, text: str, out: Output) -> int:
+def _first_run(url: str, endpoint: str, text: str, out: Output) -> tuple[str, int]:
     server = Server(url)
     registration = {"agent_id": AGENT, "name": "Demo agent", "endpoint": endpoint}
     server.post("/v1/agents/register", registration)
     out.line()
     out.line(f"you         {text}", "cyan")
     asked = {"agent_id": AGENT, "input_message": {"role": "user", "content": text}}
-    run = server.post("/v1/runs", asked)
+    run = server.post("/v1/runs", asked, shapes.Run)
     code = follow(server.events(run["run_id"]), out, talk=True)
     out.line()
     out.line(f"run         {run['run_id']}  {'done' if code is Exit.OK else 'did not end well'}")
-    out.line(f"events      {url}/v1/runs/{run['run_id']}/events")
+    return run["run_id"], code
+
+
+def _what_next(url: str, run_id: str, out: Output) -> None:
+    """Print where to look, and three commands that go on from here."""
+    out.line(f"events      {url}/v1/runs/{run_id}/events")
     out.line(f"API         {url}/docs")
     out.line()
-    _next(server, run["run_id"], out)
-    return code
-
-
-def _next(server: Server, run_id: str, out: Output) -> None:
-    """Print three commands that go on from here."""
-    at = "" if server.url.endswith(":8080") else f"ORCHESTRATOR_URL={server.url} "
+    at = "" if url.endswith(":8080") else f"ORCHESTRATOR_URL={url} "
     for command in (f'invoke {AGENT} "help"', f"replay {run_id}", "runs ls"):
         out.line(f"  {at}./orchestrator {command}")
-
-
-def _what_next(url: str, out: Output) -> None:
     out.line()
     out.remark(f"serving at {url}; Ctrl-C stops it")

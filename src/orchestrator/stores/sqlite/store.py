@@ -1,6 +1,7 @@
 """The store on one SQLite file: a writer, a reader, a lock, and what keeps the file in order."""
 
 import asyncio
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -172,12 +173,18 @@ class SQLiteStore:
         """Copy the database to a new file while it is in use."""
 
         def copy() -> None:
-            if Path(path).exists():
-                raise InvalidRequest(f"{path} exists already; name a new file")
+            try:
+                # Made here, so that of two who name the same file one is refused.
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            except FileExistsError:
+                raise InvalidRequest(f"{path} exists already; name a new file") from None
+            except OSError as error:
+                raise InvalidRequest(f"{path} cannot be made: {error.strerror}") from error
             source = schema.connect(self._location, read_only=True)
             try:
                 schema.backup(source, path)
             except (apsw.CantOpenError, apsw.FullError, apsw.IOError) as error:
+                Path(path).unlink(missing_ok=True)
                 raise Unavailable(f"the backup to {path} failed: {error}") from error
             finally:
                 source.close()
@@ -244,5 +251,6 @@ async def open_store(
         schema.prepare(location)
     else:
         writing = _Writing(location, world, sync, full=durability == "full")
-    reader = Reader(lambda: schema.connect(location, read_only=True))
+    beside = writing.writer.connection if writing is not None else lambda: None
+    reader = Reader(lambda: schema.connect(location, read_only=True), beside)
     return SQLiteStore(location, world, watermark, reader, writing)

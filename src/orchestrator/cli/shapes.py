@@ -1,0 +1,95 @@
+"""What the commands read of a server's answers; another shape means that it is another program."""
+
+from typing import Any
+
+import msgspec
+
+
+class Problem(msgspec.Struct):
+    """How a run failed."""
+
+    code: str
+
+
+class Run(msgspec.Struct):
+    """A run, as it is listed."""
+
+    run_id: str
+    session_id: str
+    agent_id: str
+    status: str
+    created_at: int
+    ended_at: int | None = None
+    error: Problem | None = None
+
+
+class Runs(msgspec.Struct):
+    """A page of runs."""
+
+    runs: list[Run]
+    has_more: bool
+    next_cursor: str | None = None
+
+
+class Tree(msgspec.Struct):
+    """A run and the runs below it."""
+
+    run: Run
+    children: list["Tree"]
+
+
+class Changed(msgspec.Struct):
+    """A run after a command."""
+
+    run_id: str
+    status: str
+
+
+class Agent(msgspec.Struct):
+    """An agent, as it is listed."""
+
+    agent_id: str
+    name: str
+    status: str
+    capabilities: list[str]
+    last_heartbeat_at: int | None = None
+
+
+class Agents(msgspec.Struct):
+    """The registered agents."""
+
+    agents: list[Agent]
+
+
+class AgentDetail(msgspec.Struct):
+    """One agent."""
+
+    agent_id: str
+    endpoint: str
+
+
+class Health(msgspec.Struct):
+    """Whether a server is well."""
+
+    status: str
+    version: str
+    problems: list[str] = []
+
+
+class Event(msgspec.Struct):
+    """An event of a run's log."""
+
+    run_id: str
+    seq: int
+    ts: int
+    type: str
+    payload: dict[str, Any]
+
+
+class Page(msgspec.Struct):
+    """A page of a run's log, each event byte for byte."""
+
+    events: list[msgspec.Raw]
+    has_more: bool
+    next_cursor: str
+    trimmed: bool = False
