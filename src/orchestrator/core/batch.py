@@ -86,6 +86,10 @@ class Batch(Sequence[LogEvent]):
             [self.texts[at] for at in places],
         )
 
+    def measured(self, size: int) -> None:
+        """Note the bytes of the texts, where somebody has just counted them."""
+        self._size = size
+
     @property
     def size(self) -> int:
         """Return the bytes of its texts."""

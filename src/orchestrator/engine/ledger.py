@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from msgspec.structs import replace
 
@@ -27,6 +27,7 @@ from orchestrator.ports import Bus, Hint, Store, World
 _APPENDABLE = OPEN - {RunState.CREATED}
 Said: TypeAlias = str | ev.Payload
 """What an agent says: a text is a piece of its answer."""
+_WORDS = {str}
 _PATIENCE_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 """Waits between tries while the store cannot commit; the last one repeats."""
 
@@ -102,10 +103,9 @@ class Ledger:
     def drafts(self, run: Run, said: "Sequence[Said]") -> Sequence[ev.Draft]:
         """Return drafts of what an agent said; all words, which is the usual case, go together."""
         ts = self.world.now()
-        texts = [text for text in said if isinstance(text, str)]
-        if len(texts) == len(said):
-            noise = self.world.noise(ids.NOISE_BYTES * len(texts))
-            return Deltas(ts, texts, noise, run.run_id[-2:])
+        if set(map(type, said)) == _WORDS:
+            noise = self.world.noise(ids.NOISE_BYTES * len(said))
+            return Deltas(ts, cast("list[str]", said), noise, run.run_id[-2:])
         mint = self.event_ids(run)
         return [
             ev.draft(mint(), ts, ev.AgentStreamDelta(text=one) if isinstance(one, str) else one)

@@ -26,8 +26,8 @@ from orchestrator.stores.sqlite.heads import Head, Heads
 from orchestrator.stores.sqlite.tables import TABLES
 
 SEGMENT_EVENTS: Final = 256
-SEGMENT_SIZE: Final = 1 << 16
-"""Characters of a segment's events; a single larger event has a segment of its own."""
+SEGMENT_BYTES: Final = 1 << 16
+"""Bytes of a segment; a single larger event has a segment of its own."""
 _RUNS: Final = TABLES[Run]
 _SEGMENT: Final = "INSERT INTO segments VALUES (?, ?, ?, ?, ?)"
 _NEXT_POS: Final = (
@@ -120,9 +120,8 @@ class Applier:
         if not batch.texts:
             return
         ts = begun(op.events)
-        for part in portions(batch):
-            row = (key << 32 | part.seqs[0], len(part), epoch, ts, part.stored())
-            self._db.execute(_SEGMENT, row)
+        for part, data in segments(batch):
+            self._db.execute(_SEGMENT, (key << 32 | part.seqs[0], len(part), epoch, ts, data))
 
     def _write(self, write: Write) -> None:
         match write:
@@ -196,25 +195,38 @@ class Applier:
         return sql.row(self._db, text, values)
 
 
-def portions(batch: Batch) -> Iterator[Batch]:
-    """Cut a batch into the parts that become one segment row each, of consecutive numbers."""
-    for start in range(0, len(batch), SEGMENT_EVENTS):
-        part = batch.part(start, min(start + SEGMENT_EVENTS, len(batch)))
-        dense = part.seqs[-1] - part.seqs[0] == len(part) - 1
-        if dense and (len(part) == 1 or part.size <= SEGMENT_SIZE):
-            yield part
+def segments(batch: Batch) -> Iterator[tuple[Batch, bytes]]:
+    """Cut a batch into the rows it is stored in, each of consecutive numbers, with their bytes."""
+    size = 0
+    for part in _parts(batch):
+        data = part.stored()
+        size += len(data) - len(part) - 1
+        if len(data) <= SEGMENT_BYTES or len(part) == 1:
+            yield part, data
         else:
-            yield from _cut(part)
+            yield from ((piece, piece.stored()) for piece in _smaller(part))
+    batch.measured(size)
 
 
-def _cut(batch: Batch) -> Iterator[Batch]:
-    start = size = 0
-    for at, text in enumerate(batch.texts):
-        size += len(text)
-        gap = at > 0 and batch.seqs[at] != batch.seqs[at - 1] + 1
-        if at > start and (gap or size > SEGMENT_SIZE):
+def _parts(batch: Batch) -> Iterator[Batch]:
+    seqs, count = batch.seqs, len(batch)
+    if count <= SEGMENT_EVENTS and seqs[-1] - seqs[0] == count - 1:
+        yield batch
+        return
+    start = 0
+    for at in range(1, count + 1):
+        if at == count or at - start == SEGMENT_EVENTS or seqs[at] != seqs[at - 1] + 1:
             yield batch.part(start, at)
-            start, size = at, len(text)
+            start = at
+
+
+def _smaller(batch: Batch) -> Iterator[Batch]:
+    start = size = 0
+    for at, event in enumerate(batch):
+        size += len(event.data)
+        if at > start and size > SEGMENT_BYTES:
+            yield batch.part(start, at)
+            start, size = at, len(event.data)
     yield batch.part(start, len(batch))
 
 

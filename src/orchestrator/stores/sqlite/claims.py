@@ -43,7 +43,7 @@ def _take(applier: Applier, owner: str, ready: tuple[Any, ...]) -> Claimed:
     key, before, status = ready
     row = applier.connection.execute(_TAKE, (owner, key)).fetchall()[0]
     run = _RUNS.record(row)
-    applier.heads.forget(run.run_id)
+    applier.heads.claimed(run)
     return Claimed(run, before if status == "RUNNING" else None)
 
 

@@ -56,6 +56,12 @@ class Heads:
         """Note a run that was just inserted, with the head its row says."""
         self.keep(run.run_id, Head(key, run.version, run.epoch, run.status, run.head))
 
+    def claimed(self, run: Run) -> None:
+        """Note the epoch of a run's new owner."""
+        head = self._open.get(run.run_id)
+        if head is not None:
+            self._open[run.run_id] = msgspec.structs.replace(head, epoch=run.epoch)
+
     def keep(self, run_id: str, head: Head) -> None:
         """Remember a head for as long as its run is open."""
         if head.status in ENDED:

@@ -34,10 +34,19 @@ _PAGE: Final = 64
 
 
 class Reader:
-    """Reads through connections of its own: it never waits for the writer nor holds it up."""
+    """Reads without waiting for the writer, nor holding it up.
 
-    def __init__(self, connect: Callable[[], apsw.Connection]) -> None:
-        self._inline = connect()
+    What is short is read inline, through the writer's own connection where that is free: its pages
+    are in memory, while those of any other connection are void after each commit.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], apsw.Connection],
+        writing: Callable[[], apsw.Connection | None] = lambda: None,
+    ) -> None:
+        self._writing = writing
+        self._own = connect()
         self._paged = connect()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader")
         self._keys: dict[str, int] = {}
@@ -77,8 +86,12 @@ class Reader:
     async def close(self) -> None:
         """Close the connections."""
         self._thread.shutdown()
-        self._inline.close()
+        self._own.close()
         self._paged.close()
+
+    @property
+    def _inline(self) -> apsw.Connection:
+        return self._writing() or self._own
 
     def _key(self, run_id: str) -> int | None:
         key = self._keys.get(run_id)

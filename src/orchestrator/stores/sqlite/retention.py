@@ -7,7 +7,7 @@ import apsw
 from orchestrator.core.events import DELTAS, open_event
 from orchestrator.ports import Trimmed
 from orchestrator.stores.sqlite import sql
-from orchestrator.stores.sqlite.apply import portions
+from orchestrator.stores.sqlite.apply import segments
 from orchestrator.stores.sqlite.reader import events_of
 
 _EXPIRED: Final = (
@@ -51,9 +51,9 @@ def _thin(db: apsw.Connection, key: int) -> int:
     events = events_of(db, key, 0, 1 << 32)
     kept = [at for at, kind in enumerate(events.types) if kind not in DELTAS]
     db.execute("DELETE FROM segments WHERE key >= ? AND key <= ?", _range(key))
-    for part in portions(events.chosen(kept)):
+    for part, data in segments(events.chosen(kept)) if kept else ():
         ts = open_event(part[0].data).ts
-        values = (key << 32 | part.seqs[0], len(part), 0, ts, part.stored())
+        values = (key << 32 | part.seqs[0], len(part), 0, ts, data)
         db.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?)", values)
     db.execute("UPDATE runs SET trimmed = 1 WHERE key = ?", (key,))
     return len(events) - len(kept)

@@ -1,8 +1,8 @@
 """How records become rows and back: one table per record type, one column per field."""
 
-from collections.abc import Sequence
-from enum import Enum
-from typing import Any, Final, Generic
+from collections.abc import Callable, Sequence
+from enum import EnumType
+from typing import Any, Final, Generic, cast
 
 import msgspec
 
@@ -27,16 +27,14 @@ class Table(Generic[R]):
         self.key = kind.KEY
         fields = msgspec.structs.fields(kind)
         self.json = frozenset(f.encode_name for f in fields if not _is_plain(f.type))
-        enums = {
-            f.encode_name for f in fields if isinstance(f.type, type) and issubclass(f.type, Enum)
-        }
+        enums = {f.encode_name for f in fields if isinstance(f.type, EnumType)}
         self._converted = self.json | enums
         self.select = ", ".join(
             f"{HEAD} AS head" if kind is Run and column == "head" else column
             for column in self.columns
         )
         self.by_key = " AND ".join(f"{column} = ?" for column in self.key)
-        self._decode = tuple(column in self.json for column in self.columns)
+        self._readers = [(f.encode_name, _reader(f.type)) for f in fields if _is_read(f.type)]
 
     def row(self, record: R, skip: frozenset[str] = frozenset()) -> dict[str, Any]:
         """Return a record's columns and their values for binding."""
@@ -58,15 +56,26 @@ class Table(Generic[R]):
 
     def record(self, row: Sequence[Any]) -> R:
         """Return the record of a row selected with `select`."""
-        values = {
-            column: msgspec.json.decode(value) if is_json and value is not None else value
-            for column, value, is_json in zip(self.columns, row, self._decode, strict=True)
-        }
-        return msgspec.convert(values, self.kind, strict=False)
+        values = dict(zip(self.columns, row, strict=True))
+        for column, read in self._readers:
+            if values[column] is not None:
+                values[column] = read(values[column])
+        return self.kind(**values)
 
     def key_of(self, record: R) -> tuple[Any, ...]:
         """Return the values of a record's key."""
         return tuple(getattr(record, column) for column in self.key)
+
+
+def _is_read(annotation: Any) -> bool:
+    return annotation is bool or isinstance(annotation, EnumType) or not _is_plain(annotation)
+
+
+def _reader(annotation: Any) -> Callable[[Any], Any]:
+    """Return what makes a field's value of what SQLite keeps of it."""
+    if annotation is bool or isinstance(annotation, EnumType):
+        return cast("Callable[[Any], Any]", annotation)
+    return msgspec.json.Decoder(annotation).decode
 
 
 def _is_plain(annotation: Any) -> bool:

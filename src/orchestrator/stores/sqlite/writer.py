@@ -60,7 +60,7 @@ class Writer:
         self._full = full
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._queue: list[_Waiting] = []
-        self._called = False
+        self._called = self._closed = False
         self._back = asyncio.Event()
         self._back.set()
         # Per run, the first seq of each of its commits that are not shown yet, by their numbers.
@@ -100,6 +100,10 @@ class Writer:
         self._submit(_Waiting(partial(_settle, future), (), work, synced, slow))
         return await future
 
+    def connection(self) -> apsw.Connection | None:
+        """Return the connection while nobody else uses it."""
+        return self._db if self._back.is_set() and not self._closed else None
+
     async def shown(self) -> None:
         """Return once all that could be read just now is on the disk."""
         await self.returned()
@@ -135,6 +139,7 @@ class Writer:
         while self._queue or not self._back.is_set():
             await asyncio.sleep(0)
             await self.returned()
+        self._closed = True
         await asyncio.get_running_loop().run_in_executor(self._thread, self._let_go)
         self._thread.shutdown()
 
