@@ -24,10 +24,11 @@ FAULTS: Final = (
     "agent_done", "agent_eof", "agent_error", "agent_final", "agent_hang", "agent_pause",
     "agent_protocol", "agent_silent", "agent_status", "agent_unavailable", "cancel", "child",
     "clock_jump_back", "clock_jump_forward", "contradiction", "double_click", "drain", "hint_bare",
-    "hint_late", "hint_twice", "kill", "power_loss", "power_loss_took_commits", "push_answer_lost",
-    "push_refused", "reader_hangs_up", "refused_epoch", "refused_exists", "refused_state",
-    "refused_version", "repeat", "rerun", "short_cut", "shown_deltas_lost", "slow_sync",
-    "storage_full", "store_deaf", "store_fails", "store_hangs", "store_lost", "store_unavailable",
+    "hint_late", "hint_twice", "kill", "log_reset", "power_loss", "power_loss_took_commits",
+    "push_answer_lost", "push_refused", "reader_hangs_up", "refused_epoch", "refused_exists",
+    "refused_state", "refused_version", "repeat", "rerun", "short_cut", "shown_deltas_lost",
+    "slow_sync", "storage_full", "store_deaf", "store_fails", "store_hangs", "store_lost",
+    "store_unavailable",
 )  # fmt: skip
 """Every kind of fault; over the seeds of one run of the rig none may be missing."""
 
@@ -41,7 +42,8 @@ KNOWN: Final[dict[str, str]] = {
     r"session reader of \w+(, run \d+: replay differs|.* was shown)|the reader of session": (
         "a session's reader that resumes is shown some runs again that it had whole"
     ),
-    r"taken from server \d+, which is well|of one (run|session) are both open": (
+    r"taken from server \d+, which is well|of one (run|session) are both open"
+    r"|still open a second after .*\(after .*jump_forward": (
         "an owner whose lease has run out claims, so runs are taken from a server that lives"
     ),
     r"(still open|not done|ended 0 times|runs_open|runs_in_flight|a timer).*\(after .*cut": (
@@ -172,4 +174,4 @@ def test_a_planted_fault_is_found(flaw: str, tally: Tally) -> None:
     tally.fire(f"flaw_{flaw}", len(found))
     print(f"without the {flaw}: {len(found)} of {seeds} seeds are red, {found[:5]} …")
     assert found
-    assert not showing(SYMPTOMS[flaw], play(seeds, *servers).wrong), "that is no proof"
+    assert not showing(SYMPTOMS[flaw], unknown(play(seeds, *servers).wrong)), "that is no proof"

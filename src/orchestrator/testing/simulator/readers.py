@@ -4,8 +4,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from orchestrator.api.streams import Resume
 from orchestrator.core.batch import Batch
+from orchestrator.core.errors import RunNotFound
 from orchestrator.core.events import DELTAS, LogEvent
+from orchestrator.core.records import Run
 from orchestrator.engine import TENANT
 from orchestrator.engine.tail import SessionCursor
 from orchestrator.testing.simulator.chance import Chance
@@ -13,6 +16,7 @@ from orchestrator.testing.simulator.server import Server
 from orchestrator.testing.simulator.stage import Gone, Stage
 
 _CALM_PATIENCE_S: Final = 60.0
+_LOOK_AGAIN_S: Final = 2.0
 
 
 class RunReader:
@@ -22,6 +26,8 @@ class RunReader:
         self.run_id = run_id
         self.seen: list[LogEvent] = []
         self.over = False
+        self._generation = 0
+        self._kept: int | None = None
         self._stage = stage
         self._chance = chance
         self.who = f"reader of {stage.name(run_id)}"
@@ -34,6 +40,11 @@ class RunReader:
         self._stage.note(self.who, f"has {len(self.seen)} events and is done")
 
     async def _stream(self, server: Server) -> None:
+        try:
+            self._resume(await server.engine.runs.get(self.run_id))
+        except RunNotFound:  # a power loss took it, and nobody was promised that it would not
+            self.seen, self._kept, self.over = [], None, True
+            return
         after = len(self.seen)
         self._stage.note(self.who, f"reads on after {after} at {server.name}")
 
@@ -50,15 +61,26 @@ class RunReader:
                 await _dawdle(self._chance)
         self.over = True
 
+    def _resume(self, run: Run) -> None:
+        """Forget what the run's forks say is not in the log any more: no less, no more."""
+        agreed = Resume(len(self.seen), self._generation).agreed(run.forks)
+        gone = self._kept is not None and len(self.seen) > self._kept
+        if agreed != (self._kept if gone else None):
+            self._stage.accuse(f"{self.who} is told to go back to {agreed}, not {self._kept}")
+        if agreed is not None:
+            self._stage.fault("log_reset")
+            self.seen = self.seen[:agreed]
+        self._kept, self._generation = None, len(run.forks)
+
     def shown(self) -> dict[str, list[LogEvent]]:
-        """Return what was shown, by run."""
-        return {self.run_id: self.seen}
+        """Return what was shown, by run, without what a power loss took."""
+        return {self.run_id: self.seen[: self._kept]}
 
     def lost_power(self) -> None:
-        """Go back to what the disk kept, as a reader does that is told to."""
-        log = self._stage.disk.tables.log(self.run_id)
-        self.seen, lost = self.seen[: len(log)], self.seen[len(log) :]
-        _judge_loss(self._stage, self.who, lost)
+        """Judge what was shown, and remember how far the disk kept it."""
+        length = len(self._stage.disk.tables.log(self.run_id))
+        _judge_loss(self._stage, self.who, self.shown()[self.run_id][length:])
+        self._kept = length if self._kept is None else min(length, self._kept)
         self.over = False
 
 
@@ -117,7 +139,7 @@ async def connected(
         await stream(server)
 
     impatient = chance.hit(0.6) and not stage.calm
-    patience = chance.between(0, 0.6) if impatient else _CALM_PATIENCE_S
+    patience = chance.between(0, 0.6) if impatient else _patience(stage)
     try:
         stream_task = server.handle(serve())
     except Gone:
@@ -131,6 +153,11 @@ async def connected(
         await asyncio.sleep(chance.between(0.001, 0.05))
     else:
         await asyncio.sleep(chance.between(0.05, 0.3))
+
+
+def _patience(stage: Stage) -> float:
+    # Beside a second server a silence may mean that it died before it told the bus: look again.
+    return _CALM_PATIENCE_S if stage.plan.replicas == 1 else _LOOK_AGAIN_S
 
 
 async def _dawdle(chance: Chance) -> None:

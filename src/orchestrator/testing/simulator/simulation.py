@@ -23,8 +23,8 @@ from orchestrator.testing.simulator.stage import Stage
 CALM_S: Final = 40.0
 """How long after the last fault everything may take to come to its end."""
 _SOON_S: Final = 0.3
-_SETTLE_S: Final = 3.0
-"""How long after the last run's end readers and pushes may take to have it all."""
+_SETTLE_S: Final = 8.0
+"""How long after the last run's end readers and pushes may take; an ingress is tried each 5 s."""
 
 
 class Result(msgspec.Struct, frozen=True):
