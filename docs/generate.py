@@ -50,7 +50,9 @@ New types and new fields may be added at any time, so skip what you do not know;
 renamed or removed. A field with a question mark may be absent.
 
 Events of the *delta class* change no state. With `DURABILITY=balanced` they may reach a reader up
-to a second before they are safe from a power cut, see [delivery](delivery.md).
+to a second before they are safe from a power cut, see [delivery](delivery.md). A stream that had
+shown more than was left says so with a frame that is no event of the log and has no id:
+`event: log_reset`, `data: {"after_seq":17}`. Forget what came after that seq; it comes again.
 """
 
 STATES_HEAD: Final = """# States

@@ -60,12 +60,15 @@ async def _waited_for(call: Call, run_id: str, *, cancel: bool) -> Run:
     waiting = call.engine.runs.wait(run_id, call.settings.wait_s, call.tenant)
     if not cancel:
         return await waiting
-    async with asyncio.TaskGroup() as tasks:
-        waited = tasks.create_task(waiting, name="wait")
-        gone = tasks.create_task(call.gone(), name="caller")
-        await asyncio.wait({waited, gone}, return_when=asyncio.FIRST_COMPLETED)
-        waited.cancel()
-        gone.cancel()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            waited = tasks.create_task(waiting, name="wait")
+            gone = tasks.create_task(call.gone(), name="caller")
+            await asyncio.wait({waited, gone}, return_when=asyncio.FIRST_COMPLETED)
+            waited.cancel()
+            gone.cancel()
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from failed
     if waited.cancelled():
         await cancelling(call, run_id)()
         raise ClientDisconnect
