@@ -119,6 +119,20 @@ async def test_hosts_and_origins_that_parsers_could_read_differently(
     assert (status, said["code"]) == (403, "forbidden")
 
 
+@pytest.mark.parametrize("public_url", ["http://me@h.example", "http://bücher.example", ""])
+async def test_a_public_url_of_an_odd_form_lets_nobody_in(tmp_path: Path, public_url: str) -> None:
+    async with serving(tmp_path / "o.db", public_url=public_url) as api:
+        for host in ("", "x y", "localhost:80@evil.example"):
+            status, _ = await raw(api, get(api, f"Host: {host}"))
+            assert status == 403
+
+
+async def test_the_host_of_the_public_url_passes(tmp_path: Path) -> None:
+    async with serving(tmp_path / "o.db", public_url="https://H.example/base") as api:
+        lines = ("Host: h.example:443", "Origin: https://h.example")
+        assert (await raw(api, get(api, *lines)))[0] == 200
+
+
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:65535", "[::1]:8080"])
 async def test_the_own_names_pass(api: Client, host: str) -> None:
     status, said = await raw(api, get(api, f"Host: {host}", f"Origin: http://{host}"))

@@ -183,6 +183,8 @@ def test_a_probe_of_nothing_has_one_fault(tmp_path: Path) -> None:
     said, _ = run(tmp_path, "probe", "http://127.0.0.1:9", code=1)
     assert said.count("✗") == 1
     assert "– GET /health says how it is (optional): not tried" in said
+    exact = run(tmp_path, "probe", "http://127.0.0.1:9/invoke", "--protocol", "json", code=1)[0]
+    assert "can be reached" in exact, "a JSON service is called at its URL as it is"
 
 
 def test_a_backup_says_what_it_did_or_why_not(tmp_path: Path) -> None:

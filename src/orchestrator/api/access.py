@@ -25,7 +25,8 @@ class KeylessAccess:
 
     def __init__(self, app: ASGIApp, public_url: str) -> None:
         self._app = app
-        self._hosts = _LOCAL | {_name(_HOST, urlsplit(public_url).netloc)}
+        own = _name(_HOST, urlsplit(public_url).netloc)
+        self._hosts = _LOCAL | ({own} if own is not None else set())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 403."""

@@ -36,9 +36,9 @@ def probe(
         EgressGuard(("loopback",)).check(endpoint, operator=True)
     except EgressRefused as error:
         raise CommandFailed(error.message) from error
-    if endpoint.rstrip("/").endswith("/invoke") and protocol != "openai":
+    if endpoint.rstrip("/").endswith("/invoke") and protocol == "native":
         raise CommandFailed(
-            "leave /invoke off the URL: an agent is registered without it, and called with it",
+            "leave /invoke off the URL: a native agent is registered without it and called with it",
             hint=f"./orchestrator probe {endpoint.rstrip('/').removesuffix('/invoke')}",
         )
     token = agents.token(token_file)
