@@ -67,7 +67,10 @@ class Store(Protocol):
         ...
 
     async def read(self, run_id: str, after: int, limit: int = 1000) -> Batch:
-        """Return up to `limit` events of a run with `seq > after`, in order."""
+        """Return events of a run with `seq > after`, in order: `limit` of them, or all there are.
+
+        Where they are large it may be fewer; none says that there are no more to be shown now.
+        """
         ...
 
     async def get(self, kind: type[R], *key: Any, deciding: bool = False) -> R | None:

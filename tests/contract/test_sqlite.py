@@ -64,7 +64,7 @@ async def test_the_view_shows_events_under_the_names_of_the_wire(
 HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "claim": (claims._READY.format(narrowed="TRUE"), (0, 10)),
     "claim by id": (claims._READY.format(narrowed="r.run_id IN (?)"), (0, "x", 10)),
-    "read": (reader._SEGMENTS, (0, 1, 64)),
+    "read": (reader._SEGMENTS, (0, 1)),
     "where to begin": (reader._FIRST, (0, 1)),
 }
 

@@ -80,8 +80,10 @@ class EventStream(Generic[T]):
         async with self._open(lambda batch: reading.write(self._framed(batch))) as batches:
             async for batch in batches:
                 body = self._framed(batch)
+                del batch  # nothing is kept while the reader is waited for
                 if body:
                     await reading.send(send, body)
+                del body
 
 
 class Reading:

@@ -7,7 +7,7 @@ from typing import Final
 
 from orchestrator.ports import Hear, Hint
 
-MAILBOX_BYTES: Final = 1 << 20
+MAILBOX_BYTES: Final = 256 << 10
 """How many bytes of events one subscriber may leave untaken."""
 
 

@@ -67,8 +67,10 @@ class AgentHTTP:
 
     @asynccontextmanager
     async def _open(self, call: AgentCall) -> AsyncIterator[AsyncIterator[Sequence[Frame]]]:
+        exchange = self._http.open(self._dialect.request(call))
+        del call
         try:
-            async with self._http.open(self._dialect.request(call)) as answer:
+            async with exchange as answer:
                 yield FrameStream(answer, await self._accept(answer))
         except ExchangeFailed as error:
             raise _failure_of(error) from error

@@ -64,6 +64,7 @@ class StreamingClient:
             connection = await self._dialer.dial(target.origin, Connection)
         try:
             connection.send(str(target.origin), data, request.timeout_s)
+            del data, request  # a stream may be open for hours
             await connection.head()
             yield connection
         finally:

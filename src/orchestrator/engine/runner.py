@@ -144,7 +144,9 @@ class Runner:
         clocks: Clocks,
     ) -> None:
         call = await self._caller.call(run, agent, invocation)
-        async with self._clients[agent.protocol].open(call) as stream:
+        opening = self._clients[agent.protocol].open(call)
+        del call  # it has the transcript, and a stream may be open for hours
+        async with opening as stream:
             async for frames in stream:
                 clocks.alive()
                 said = attempt.take(frames)

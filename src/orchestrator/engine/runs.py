@@ -165,9 +165,9 @@ class Runs:
         while len(found) <= limit:
             scanned = await self._ledger.store.read(run_id, seq, _SCAN)
             found += [event for event in scanned if _wanted(event, types, after_ts)]
-            if len(scanned) < _SCAN:
+            if not scanned:
                 break
-            seq = scanned[-1].seq
+            seq = scanned.seqs[-1]
         events = found[:limit]
         last = events[-1].seq if events else after_seq
         return EventPage(events, len(found) > limit, last, run.trimmed)

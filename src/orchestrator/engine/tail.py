@@ -79,22 +79,23 @@ class RunTail:
     async def follow(self, mailbox: Mailbox) -> AsyncIterator[Batch]:
         """Yield everything after the cursor, up to the terminal event."""
         while True:
-            page = await self._store.read(self._run_id, self._cursor, PAGE)
-            if page:
-                self._cursor = page.seqs[-1]
-                yield page
-            if _is_end(page) or (not page and await self._is_over()):
+            while batch := await self._store.read(self._run_id, self._cursor, PAGE):
+                end = self._pass(batch)
+                yield batch
+                del batch  # nothing is kept while the reader is waited for
+                if end:
+                    return
+            if await self._is_over():
                 return
-            if len(page) == PAGE:
-                continue
             hole = False
             while not hole:
                 batch, hole = _contiguous(await mailbox.take(), self._cursor)
                 if batch:
-                    self._cursor = batch.seqs[-1]
+                    end = self._pass(batch)
                     yield batch
-                if _is_end(batch):
-                    return
+                    if end:
+                        return
+                del batch
 
     def hear(self, hint: Hint) -> bool:
         """Pass a hint on to the sink; the end, and what does not follow, is for the iterator."""
@@ -105,6 +106,11 @@ class RunTail:
             return False
         self._cursor = events.seqs[-1]
         return True
+
+    def _pass(self, batch: Batch) -> bool:
+        """Move the cursor behind a batch; return whether that is the end."""
+        self._cursor = batch.seqs[-1]
+        return _is_end(batch)
 
     async def _is_over(self) -> bool:
         """Return whether nothing can follow; a cursor beyond the end is at the end."""

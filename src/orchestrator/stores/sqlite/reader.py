@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, Final, TypeAlias, TypeVar
 
 import apsw
@@ -18,9 +19,7 @@ T = TypeVar("T")
 Part: TypeAlias = tuple[int, list[str], list[str]]
 INLINE_EVENTS: Final = 64
 """Up to here a read costs less than the way to a thread and back."""
-_SEGMENTS: Final = (
-    "SELECT key, n, data FROM segments WHERE key >= ? AND key <= ? ORDER BY key LIMIT ?"
-)
+_SEGMENTS: Final = "SELECT key, n, data FROM segments WHERE key >= ? AND key <= ? ORDER BY key"
 _FIRST: Final = "SELECT max(key) FROM segments WHERE key >= ? AND key <= ?"
 _FEW_SEGMENTS: Final = 8
 _FEW: Final = (
@@ -29,8 +28,8 @@ _FEW: Final = (
 )
 _SEQ_MAX: Final = 0xFFFFFFFF
 _KEYS_MAX: Final = 100_000
-_PAGE: Final = 64
-"""Segments per query."""
+READ_BYTES: Final = 512 << 10
+"""Bytes of the log after which a read ends, so that nobody has more than that in hand."""
 
 
 class Reader:
@@ -114,22 +113,21 @@ class Reader:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
-def events_of(db: apsw.Connection, key: int, after: int, limit: int) -> Batch:
-    """Return up to `limit` events of the run with that key after `after`."""
+def events_of(
+    db: apsw.Connection, key: int, after: int, limit: int, most: int = READ_BYTES
+) -> Batch:
+    """Return up to `limit` events, and about `most` bytes, of the run with that key."""
     low, high = key << 32, key << 32 | _SEQ_MAX
     first = sql.value(db, _FIRST, (low, low | (after + 1)))
     start, parts, count = first if first is not None else low, list[Part](), 0
-    while count < limit:
-        segments = sql.rows(db, _SEGMENTS, (start, high, _PAGE))
+    with closing(db.execute(_SEGMENTS, (start, high))) as segments:
         for at, size, data in segments:
             part = _unread(at & _SEQ_MAX, size, data, after)
             count += len(part[2])
+            most -= len(data) if part[2] else 0
             parts.append(part)
-            if count >= limit:
+            if count >= limit or most <= 0:
                 break
-        if len(segments) < _PAGE:
-            break
-        start = segments[-1][0] + 1
     found = joined(parts) if count else EMPTY
     return found if count <= limit else found.part(0, limit)
 
