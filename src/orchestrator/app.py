@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -38,6 +39,7 @@ stops the server with that exit code."""
 
 _LOOPBACK = ("127.0.0.1", "::1")
 _BACKLOG = 2048
+_GC_THRESHOLDS = (20_000, 20, 50)
 _CUT_READERS_S = 1
 """How long answers in progress may take once every run is over; streams are cut and resume."""
 
@@ -174,9 +176,21 @@ async def _beside(
     while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
         await asyncio.sleep(0.005)  # the same
     log.info("listening", url=settings.public_url)
+    _collect_rarely()
     code = await beside(settings.public_url) if beside is not None else None
     if code is not None:
         stop.now(code)
+
+
+def _collect_rarely() -> None:
+    """Leave what is there for ever out of the collector's rounds, and let it come less often.
+
+    Runs and readers are let go of by reference counts; a round over thousands of them only stops
+    everybody for some milliseconds.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 class _Server(uvicorn.Server):

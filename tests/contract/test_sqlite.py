@@ -194,6 +194,31 @@ def test_urls_that_mean_no_file_are_refused(url: str, words: str) -> None:
     assert "secret" not in caught.value.message
 
 
+async def test_a_file_that_was_being_copied_into_is_whole_with_its_log(tmp_path: Path) -> None:
+    made = r.run(1)
+    store = await open_store(f"file:{tmp_path}/o.db", world=FakeWorld())
+    await store.commit(r.accept(made), r.append(made, *r.deltas(3000)))
+    for end in ("", "-wal"):
+        (tmp_path / f"left.db{end}").write_bytes((tmp_path / f"o.db{end}").read_bytes())
+    await store.close()
+    _copy_page_one(tmp_path / "left.db")
+    left = await open_store(f"file:{tmp_path}/left.db", world=FakeWorld())
+    assert len(await left.read(made.run_id, 0, 5000)) > 2000
+    await left.close()
+
+
+def _copy_page_one(path: Path) -> None:
+    """Do what a checkpoint does first, and no more: the file's header counts pages it lacks."""
+    log = path.with_name(path.name + "-wal").read_bytes()
+    size = int.from_bytes(log[8:12], "big")
+    frames = range(32, len(log), size + 24)
+    [*_, last] = [at for at in frames if log[at : at + 4] == (1).to_bytes(4, "big")]
+    page = log[last + 24 : last + 24 + size]
+    assert int.from_bytes(page[28:32], "big") * size > path.stat().st_size
+    with path.open("r+b") as file:
+        file.write(page)
+
+
 async def test_folders_and_missing_files_are_named(tmp_path: Path) -> None:
     assert str(tmp_path) in await refused(f"file:{tmp_path}")
     assert "cannot" in await refused(f"file:{tmp_path}/nowhere/o.db")

@@ -1,5 +1,7 @@
 """The API as one ASGI application: the route table behind the access rules."""
 
+from typing import Final
+
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route as Path
 from starlette.routing import Router
@@ -16,6 +18,8 @@ from orchestrator.telemetry import get_logger
 
 log = get_logger(__name__)
 
+_ANSWER: Final = "orchestrator.answer"
+
 
 def create_app(
     engine: Engine, settings: APISettings, routes: tuple[Route, ...] = ROUTES
@@ -26,8 +30,10 @@ def create_app(
             raise ValueError(f"{route.method} {route.path} has no permission of the table")
     router = Router(list(_paths(routes, engine, settings)), redirect_slashes=False)
     router.default = _nothing_here
-    app: ASGIApp = router
-    return app if settings.auth_mode == "off" else KeylessAccess(app, settings.public_url)
+    guarded: ASGIApp = router
+    if settings.auth_mode != "off":
+        guarded = KeylessAccess(router, settings.public_url)
+    return _Unwound(guarded)
 
 
 def _paths(routes: tuple[Route, ...], engine: Engine, settings: APISettings) -> list[Path]:
@@ -38,6 +44,23 @@ def _paths(routes: tuple[Route, ...], engine: Engine, settings: APISettings) -> 
             by_path.setdefault(path, {})[route.method] = _Endpoint(route, engine, settings)
     ordered = sorted(by_path, key=lambda path: (path.count("{"), -len(path)))
     return [Path(path, _Methods(by_path[path])) for path in ordered]
+
+
+class _Unwound:
+    """Sends an answer when everything that led to it has returned.
+
+    A stream may be open for hours, and thousands of them hold on to one frame each, not to eight.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application find the answer, and send it."""
+        await self._app(scope, receive, send)
+        answer: ASGIApp | None = scope.pop(_ANSWER, None)
+        if answer is not None:
+            await answer(scope, receive, send)
 
 
 class _Methods:
@@ -67,8 +90,8 @@ class _Endpoint:
         self._engine = engine
         self._settings = settings
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI
+        """Find the answer to one request."""
         request = Request(scope, receive)
         try:
             answer = await self._route.handler(Call(request, self._engine, self._settings))
@@ -80,7 +103,7 @@ class _Endpoint:
             log.exception("request_failed", route=self._route.name)
             sentence = "the orchestrator itself failed; its log has the trace"
             answer = refusal(500, "internal_error", sentence)
-        await answer(scope, receive, send)
+        scope[_ANSWER] = answer
 
 
 async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:

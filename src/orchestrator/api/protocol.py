@@ -5,6 +5,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from orchestrator.api.wire import CONNECTION
@@ -14,6 +15,33 @@ HEADER_S: Final = 10.0
 _TOO_LARGE: Final = (431, "headers_too_large", "the headers are over 65536 bytes")
 _TOO_SLOW: Final = (408, "headers_too_slow", "the headers were not complete within 10 s")
 _MALFORMED: Final = (400, "malformed_request", "this is not HTTP/1.1 as RFC 9112 has it")
+
+
+class Flow(FlowControl):
+    """Uvicorn's flow control without an event per connection: few ever have to wait."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.read_paused = self.write_paused = False
+        self._writable: asyncio.Future[None] | None = None
+
+    async def drain(self) -> None:
+        """Wait until the peer takes more."""
+        while self.write_paused:
+            if self._writable is None:
+                self._writable = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._writable)
+
+    def pause_writing(self) -> None:
+        """Note that the peer takes no more."""
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        """Let whoever waits go on."""
+        self.write_paused = False
+        writable, self._writable = self._writable, None
+        if writable is not None:
+            writable.set_result(None)
 
 
 class HTTPProtocol(HttpToolsProtocol):
@@ -29,6 +57,7 @@ class HTTPProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Start the clock with the connection."""
         super().connection_made(transport)
+        self.flow = Flow(transport)
         self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:

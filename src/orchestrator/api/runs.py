@@ -83,13 +83,14 @@ def run_stream(
     With `cancel`, hanging up ends the run.
     """
     mark = f".{len(run.forks)}"
+    tails, run_id = call.engine.tails, run.run_id
     return EventStream(
-        lambda sink: call.engine.tails.run(run.run_id, after, sink),
+        lambda sink: tails.run(run_id, after, sink),
         (lambda batch: batch.framed(mark)) if run.forks else Batch.frames,
         call.settings.keep_alive_s,
         first=first,
-        headers={"X-Run-ID": run.run_id},
-        hung_up=cancelling(call, run.run_id) if cancel else None,
+        headers={"X-Run-ID": run_id},
+        hung_up=cancelling(call, run_id) if cancel else None,
     )
 
 

@@ -15,6 +15,9 @@ from orchestrator.stores.sqlite.location import Location
 APPLICATION_ID: Final = 0x4F726368  # "Orch"
 ENGINE_NEEDED: Final = (3, 51, 3)
 """Older engines can lose a commit when one connection checkpoints while another one commits."""
+_HEADER_BYTES: Final = 100
+_USER_VERSION_AT: Final = 60
+_APPLICATION_ID_AT: Final = 68
 _BUSY_MS: Final = 5000
 _CACHE_KIB: Final = 16_384
 
@@ -41,7 +44,7 @@ def check_engine() -> None:
 def prepare(location: Location) -> None:
     """Make the file ours and up to date, or raise DatabaseRefused and leave it as it is."""
     check_engine()
-    version = _inspect(location)
+    version = inspect(location)
     steps = migrations()
     if version > steps[-1][0]:
         raise DatabaseRefused(
@@ -85,8 +88,11 @@ def connect(
     return db
 
 
-def _inspect(location: Location) -> int:
-    """Return the schema version of a file, 0 for a new one, without changing a byte of it."""
+def inspect(location: Location) -> int:
+    """Return the schema version of a file, 0 for a new one, without changing a byte of it.
+
+    Raises DatabaseRefused for what is not ours to open.
+    """
     path = Path(location.path)
     if path.is_dir():
         raise DatabaseRefused(f"{path} is a folder; DATABASE_URL must name a file in it")
@@ -97,28 +103,67 @@ def _inspect(location: Location) -> int:
             )
         return 0
     try:
-        # Immutable: no lock, no journal, no shared memory file beside a database not ours.
-        uri = f"file:{quote(str(path))}?immutable=1"
-        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
-        db = apsw.Connection(uri, flags=flags, vfs=location.vfs)
-        try:
-            mark = _pragma(db, "application_id")
-            tables = sql.value(db, "SELECT count(*) FROM sqlite_master")
-            version = _pragma(db, "user_version")
-        finally:
-            db.close()
+        header = _header(location)
+        if _number(header, _APPLICATION_ID_AT) == APPLICATION_ID:
+            return _version(location, _number(header, _USER_VERSION_AT))
+        foreign = _holds_anything(location)
     except (apsw.NotADBError, apsw.CorruptError, apsw.IOError) as error:
         raise _damaged(location.path, error) from error
     except (apsw.CantOpenError, apsw.PermissionsError, apsw.AuthError) as error:
         raise DatabaseRefused(
             f"{path} cannot be read ({error}); check its owner and mode"
         ) from error
-    if mark != APPLICATION_ID and (tables or mark):
+    if foreign:
         raise DatabaseRefused(
             f"{path} is the database of another program and was left untouched; "
             "give the server a DATABASE_URL of its own"
         )
-    return version if mark == APPLICATION_ID else 0
+    return 0
+
+
+def _header(location: Location) -> bytes:
+    """Return the file's first 100 bytes (SQLite's file format, §1.3), without asking SQLite.
+
+    A process that was killed while it copied its log into the file leaves a file that is whole only
+    together with the log; what stands in the header is true all the same.
+    """
+    flags = [apsw.SQLITE_OPEN_MAIN_DB | apsw.SQLITE_OPEN_READONLY, 0]
+    file = apsw.VFSFile(location.vfs or "", location.path, flags)
+    try:
+        header = file.xRead(_HEADER_BYTES, 0)
+    finally:
+        file.xClose()
+    if not header.startswith(b"SQLite format 3\0"):
+        raise apsw.NotADBError("file is not a database")
+    return header
+
+
+def _number(header: bytes, at: int) -> int:
+    return int.from_bytes(header[at : at + 4], "big")
+
+
+def _version(location: Location, at_least: int) -> int:
+    """Return the schema version of a file of ours; the log may know of a later one."""
+    if at_least > migrations()[-1][0]:
+        return at_least  # not for us to open
+    db = connect(location, read_only=True)
+    try:
+        return _pragma(db, "user_version")
+    finally:
+        db.close()
+
+
+def _holds_anything(location: Location) -> bool:
+    """Return whether a database that is not ours is anybody's."""
+    # Immutable: no lock, no journal, no shared memory file beside it.
+    uri = f"file:{quote(location.path)}?immutable=1"
+    flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+    db = apsw.Connection(uri, flags=flags, vfs=location.vfs)
+    try:
+        tables = int(sql.value(db, "SELECT count(*) FROM sqlite_master"))
+        return bool(tables or _pragma(db, "application_id"))
+    finally:
+        db.close()
 
 
 def _create(location: Location, steps: list[tuple[int, str]]) -> None:

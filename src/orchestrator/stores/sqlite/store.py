@@ -34,6 +34,7 @@ class _Writing:
     def __init__(self, location: Location, world: World, sync: Sync, *, full: bool) -> None:
         self._world = world
         self._boot = world.boot()
+        schema.inspect(location)  # nothing of ours is left beside a file that is refused
         self.lock = LockFile.take(location.path)
         try:
             schema.prepare(location)
