@@ -22,7 +22,7 @@ import msgspec
 from ..processes import START_S, free_port, request, until
 
 NURSE = """
-import faulthandler, gc, json, os, resource, sys
+import faulthandler, gc, json, os, resource, sys, traceback
 import orchestrator.app, orchestrator.cli.serving, uvloop, uvicorn.lifespan.off
 from orchestrator.cli.main import main
 
@@ -43,8 +43,11 @@ def become(asked):
         main()
     except SystemExit as end:
         code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 gc.freeze()

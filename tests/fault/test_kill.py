@@ -33,7 +33,7 @@ async def _loaded(server: Forked, rnd: random.Random) -> tuple[Load, bool]:
             code = await asyncio.to_thread(server.kill)
         else:
             code = await asyncio.to_thread(server.kill)
-            assert code == KILLED
+            assert code == KILLED, server.said()[-2000:]
         await asyncio.wait({loading}, timeout=10)
         assert loading.done()
     said = server.said().rpartition("listening")[2]
