@@ -152,7 +152,7 @@ class Conformance:
 
     def _ended_well(self, answer: Answer) -> Verdict:
         rule = "an ordinary message is answered, not failed"
-        last = next((f for f in reversed(answer.frames) if isinstance(f, ENDING)), None)
+        last = next((f for f in reversed(answer.frames) if type(f) in ENDING), None)
         if isinstance(last, Failed):
             return Verdict(rule, None, f"it said {last.code}: {last.message}",
                            "give a message that it can answer: --message")  # fmt: skip

@@ -1,5 +1,6 @@
 """Server-sent events from bytes, without I/O, exactly as the WHATWG standard (§9.2.6) says."""
 
+from functools import cache
 from typing import Final, NoReturn
 
 import msgspec
@@ -59,14 +60,11 @@ class SSEParser:
         line each, which the count of line ends proves without a look at every line; whatever is
         otherwise, or not certain, is read event by event.
         """
-        start = 0
-        if self._rest or self._event or self._data:
-            start = data.find(b"\n\n") + 2
+        opening, between = _seams(name)
+        start = data.find(b"\n\n") + 2 if self._rest or self._event or self._data else 0
         end = data.rfind(b"\n\n") + 2
-        opening = b"event: %b\ndata: " % name
-        between = b"\n\n" + opening
         plain = (
-            (start != 1 and end - start >= len(between))
+            start != 1
             and data.startswith(opening, start)
             and not (self._at_start or self._after_cr or self._broken)
             and end - start <= self._max
@@ -206,6 +204,13 @@ class SSEParser:
 
     def _overflow(self, what: str) -> NoReturn:
         raise LineTooLong(f"a {what} is over {self._max} bytes")
+
+
+@cache
+def _seams(name: bytes) -> tuple[bytes, bytes]:
+    """Return what stands before the data of the first of many events, and between the others'."""
+    opening = b"event: %b\ndata: " % name
+    return opening, b"\n\n" + opening
 
 
 def _text(raw: bytes | bytearray) -> str:

@@ -13,6 +13,7 @@ from orchestrator.core import ids
 from orchestrator.core.events import AgentStreamDelta, Draft, LogEvent, text_of
 
 DELTA: Final = AgentStreamDelta.type
+_ONE: Final = (DELTA,)
 _ENCODER: Final = msgspec.json.Encoder()
 _BETWEEN: Final = '},{"event_id":"'
 _BEFORE_TYPE: Final = '"type":"'
@@ -155,6 +156,9 @@ class Deltas(Sequence[Draft]):
         between = f'{self._shard}","run_id":"{run_id}","seq":'
         behind = f',"ts":{self.ts},"type":"{DELTA}","payload":{{"text":"'
         noise, size = self._noise, ids.NOISE_BYTES
+        if len(self._texts) == 1:
+            body = _ENCODER.encode(self._texts[0]).decode()
+            return Batch((first,), _ONE, [f"{before}{noise}{between}{first}{behind}{body[1:]}}}}}"])
         # A quote inside a text is escaped, so this parts exactly the texts.
         bodies = _ENCODER.encode(self._texts)[2:-2].decode().split('","')
         texts = [

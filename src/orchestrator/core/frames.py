@@ -56,7 +56,7 @@ class Other(msgspec.Struct, frozen=True):
 
 
 Frame: TypeAlias = Delta | Deltas | State | Done | Failed | Paused | Other
-ENDING = (Done, Failed, Paused)
+ENDING = frozenset({Done, Failed, Paused})
 """Frames after which nothing more of the stream is read."""
 
 

@@ -24,8 +24,10 @@ def mint(prefix: str, ts: int, noise: bytes, shard: str) -> str:
 
 def stamp(ts: int) -> str:
     """Return milliseconds UTC as 10 characters that sort like the number."""
-    pairs = (_PAIRS[ts >> shift & 1023] for shift in (40, 30, 20, 10, 0))
-    return "".join(pairs)
+    return (
+        f"{_PAIRS[ts >> 40 & 1023]}{_PAIRS[ts >> 30 & 1023]}{_PAIRS[ts >> 20 & 1023]}"
+        f"{_PAIRS[ts >> 10 & 1023]}{_PAIRS[ts & 1023]}"
+    )
 
 
 def letters(noise: bytes) -> str:

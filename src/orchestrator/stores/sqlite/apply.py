@@ -21,6 +21,7 @@ from orchestrator.core.ops import (
     Write,
 )
 from orchestrator.core.records import HEAD, NEXT, PENDING, WAITING, Message, Record, Run
+from orchestrator.core.states import ENDED
 from orchestrator.stores.sqlite import sql
 from orchestrator.stores.sqlite.heads import Head, Heads
 from orchestrator.stores.sqlite.tables import TABLES
@@ -71,6 +72,19 @@ class Applier:
         self._db.execute("RELEASE op")
         return outcome
 
+    def append(self, op: Op) -> Outcome:
+        """Return what became of an op that only adds words: one guard, one insert."""
+        head = self.heads.of(op.run_id or "")
+        why = "missing" if head is None else head.objection(op.guard)
+        if head is None or why is not None:
+            return Refused(why or "missing")
+        if head.status in ENDED:
+            return self.apply(op)
+        batch = seal_all(op.run_id or "", head.head + 1, op.events)
+        self._append(head.key, head.epoch, batch, op)
+        head.head += len(batch.texts)
+        return Committed(head.head, head.version, head.key, batch)
+
     def _whole(self, op: Op) -> Outcome:
         if op.create is not None:
             outcome = self._create(op, op.create)
@@ -100,7 +114,7 @@ class Applier:
         after = Head(
             head.key, head.version + versions, head.epoch, head.status, head.head + len(batch)
         )
-        if versions or op.changes:
+        if versions or op.changes or head.status in ENDED:
             self._change_run(after, op.changes)
         self._append(head.key, head.epoch, batch, op)
         self.heads.keep(run_id, after)
@@ -120,6 +134,11 @@ class Applier:
         if not batch.texts:
             return
         ts = begun(op.events)
+        if len(batch.texts) == 1:
+            data = batch.stored()
+            batch.measured(len(data) - 2)
+            self._db.execute(_SEGMENT, (key << 32 | batch.seqs[0], 1, epoch, ts, data))
+            return
         for part, data in segments(batch):
             self._db.execute(_SEGMENT, (key << 32 | part.seqs[0], len(part), epoch, ts, data))
 

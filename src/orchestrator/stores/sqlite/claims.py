@@ -13,6 +13,7 @@ from orchestrator.stores.sqlite.tables import TABLES
 _RUNS: Final = TABLES[Run]
 _FORGET_MS: Final = 600_000
 _LIVING: Final = "SELECT owner FROM leases WHERE expires_at > ?"
+_LIVES: Final = f"{_LIVING} AND owner = ?"
 _READY: Final = f"""
 SELECT r.key, r.owner, r.status FROM runs AS r
 WHERE r.status IN ('CREATED', 'RUNNING')
@@ -33,6 +34,8 @@ def claim(
     applier: Applier, owner: str, now: int, limit: int, run_ids: Sequence[str]
 ) -> list[Claimed]:
     """Take up to `limit` runs for `owner`, inside the open transaction; the port says which."""
+    if applier.connection.execute(_LIVES, (now, owner)).fetchone() is None:
+        return []
     narrowed = f"r.run_id IN ({', '.join('?' * len(run_ids))})" if run_ids else "TRUE"
     text = _READY.format(narrowed=narrowed)
     ready = applier.connection.execute(text, (now, *run_ids, limit)).fetchall()

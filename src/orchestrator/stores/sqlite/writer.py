@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Final, TypeAlias, TypeVar
+from operator import attrgetter
+from typing import Any, Final, TypeVar
 
 import apsw
 import msgspec
 
-from orchestrator.core.errors import OrchestratorError, StorageFull, StoreFailure, Unavailable
+from orchestrator.core.errors import StorageFull, StoreFailure, Unavailable
 from orchestrator.core.ops import Committed, Op, Outcome
 from orchestrator.ports import Done
 from orchestrator.stores.sqlite.apply import Applier
@@ -21,25 +22,25 @@ BATCH: Final = 512
 """How many callers at most share a transaction."""
 FULL: Final = "the disk is full: free some space, the server goes on by itself"
 _BUSY_MS: Final = 5000
+_SLOW: Final = attrgetter("slow")
 _FATAL: Final = (
     apsw.IOError, apsw.CorruptError, apsw.NotADBError, apsw.ReadOnlyError, apsw.CantOpenError,
 )  # fmt: skip
 
 
-Settle: TypeAlias = Callable[[Any, BaseException | None], None]
-
-
 class _Waiting(msgspec.Struct):
-    """Somebody's ops, or other work, and what is told of it.
+    """Somebody's ops, or other work, and who is told what became of it.
 
-    `synced` work is answered from the disk, `slow` work is done beside.
+    The answer is a list of outcomes; with `alone` it is the outcome of the one op, words of an
+    agent. `synced` work is answered from the disk, `slow` work is done beside.
     """
 
-    settle: Settle
+    answer: Callable[[Any], None]
     ops: tuple[Op, ...] = ()
     work: Callable[[Applier], Any] | None = None
     synced: bool = True
     slow: bool = False
+    alone: bool = False
 
 
 class Writer:
@@ -59,6 +60,7 @@ class Writer:
         self._syncer = syncer
         self._full = full
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._loop = asyncio.get_running_loop()
         self._queue: list[_Waiting] = []
         self._called = self._closed = False
         self._back = asyncio.Event()
@@ -74,21 +76,14 @@ class Writer:
     async def commit(self, ops: Sequence[Op]) -> list[Outcome]:
         """Commit ops in order, in one transaction."""
         synced = self._full or any(op.changes_state for op in ops)
-        future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[list[Outcome]] = self._loop.create_future()
         self._submit(_Waiting(partial(_settle, future), tuple(ops), synced=synced))
         return await future
 
     def append(self, op: Op, done: Done) -> None:
         """Commit an op of the delta class with the next batch."""
-
-        def settle(result: Any, error: BaseException | None) -> None:
-            if error is None:
-                done(result[0])
-            else:
-                done(error if isinstance(error, OrchestratorError) else StoreFailure(str(error)))
-
         try:
-            self._submit(_Waiting(settle, (op,), synced=self._full))
+            self._submit(_Waiting(done, (op,), synced=self._full, alone=True))
         except StoreFailure as failure:
             done(failure)
 
@@ -96,7 +91,7 @@ class Writer:
         self, work: Callable[[Applier], T], *, synced: bool = True, slow: bool = False
     ) -> T:
         """Run `work` in the next transaction and return its result, on the disk if `synced`."""
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[T] = self._loop.create_future()
         self._submit(_Waiting(partial(_settle, future), (), work, synced, slow))
         return await future
 
@@ -108,8 +103,8 @@ class Writer:
         """Return once all that could be read just now is on the disk."""
         await self.returned()
         if self._syncer.pending:
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._syncer.after(self._syncer.written, lambda error: _settle(future, None, error))
+            future: asyncio.Future[None] = self._loop.create_future()
+            self._syncer.after(self._syncer.written, partial(_settle, future))
             await future
 
     async def returned(self) -> None:
@@ -166,9 +161,9 @@ class Writer:
         self._call()
 
     def _call(self) -> None:
-        if self._queue and not self._called and self._back.is_set():
+        if not self._called and self._queue and self._back.is_set():
             self._called = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._called = False
@@ -177,22 +172,19 @@ class Writer:
         batch, self._queue = self._queue[:BATCH], self._queue[BATCH:]
         self.requests += len(batch)
         self.largest = max(self.largest, len(batch))
-        if self.fresh_log or any(waiting.slow for waiting in batch):
+        long = self.fresh_log or any(map(_SLOW, batch))
+        results = None if long else self._commit(batch)
+        if results is None:
             self._aside(batch)
         else:
-            results = self._commit(batch)
-            if results is None:
-                self._aside(batch)
-            else:
-                self._finish(batch, results)
+            self._finish(batch, results)
         self._call()
 
     def _aside(self, batch: list[_Waiting]) -> None:
         self.aside += 1
         self.fresh_log = False
         self._back.clear()
-        loop = asyncio.get_running_loop()
-        done = loop.run_in_executor(self._thread, self._commit_patiently, batch)
+        done = self._loop.run_in_executor(self._thread, self._commit_patiently, batch)
         done.add_done_callback(lambda future: self._returned(batch, future.result()))
 
     def _returned(self, batch: list[_Waiting], results: list[Any]) -> None:
@@ -201,31 +193,26 @@ class Writer:
         self._call()
 
     def _finish(self, batch: list[_Waiting], results: list[Any]) -> None:
-        number = self._syncer.written
+        """Answer each, some with the sync: nothing of a run overtakes its change of state."""
         for waiting, result in zip(batch, results, strict=True):
-            if isinstance(result, BaseException):
-                waiting.settle(None, result)
-            elif self._must_wait(waiting, result, number):
-                self._after_sync(waiting, result, number)
+            held = self._held and any(op.run_id in self._held for op in waiting.ops)
+            if isinstance(result, BaseException) or not (waiting.synced or held):
+                waiting.answer(result)
             else:
-                waiting.settle(result, None)
+                self._answer_synced(waiting, result)
 
-    def _must_wait(self, waiting: _Waiting, result: Any, number: int) -> bool:
-        """Return whether the disk comes first; nothing of a run overtakes its change of state."""
-        if not waiting.synced and not any(op.run_id in self._held for op in waiting.ops):
-            return False
-        for op, outcome in zip(waiting.ops, result if waiting.ops else (), strict=True):
-            if op.run_id is None or not isinstance(outcome, Committed):
-                continue
-            held = self._held.setdefault(op.run_id, {})
-            held.setdefault(number, outcome.head - len(outcome.events) + 1)
-        return True
+    def _answer_synced(self, waiting: _Waiting, result: Any) -> None:
+        number = self._syncer.written
+        outcomes = [result] if waiting.alone else result
+        for op, outcome in zip(waiting.ops, outcomes if waiting.ops else (), strict=True):
+            if op.run_id is not None and isinstance(outcome, Committed):
+                held = self._held.setdefault(op.run_id, {})
+                held.setdefault(number, outcome.head - len(outcome.events) + 1)
 
-    def _after_sync(self, waiting: _Waiting, result: Any, number: int) -> None:
         def done(error: StoreFailure | None) -> None:
             for op in waiting.ops if error is None else ():
                 self._show(op.run_id or "", number)
-            waiting.settle(result, error)
+            waiting.answer(result if error is None else error)
 
         self._syncer.after(number, done)
 
@@ -274,10 +261,13 @@ class Writer:
         return [BUSY] * len(batch) if found is None else found
 
     def _transaction(self, batch: list[_Waiting]) -> list[Any]:
-        self._db.execute("BEGIN IMMEDIATE")
+        lone = len(batch) == 1 and batch[0].alone and len(batch[0].ops[0].events) == 1
+        if not lone:
+            self._db.execute("BEGIN IMMEDIATE")
         try:
-            results = [self._done(waiting) for waiting in batch]
-            self._db.execute("COMMIT")
+            results = [self._result(waiting) for waiting in batch]
+            if not lone:  # one insert is a transaction of its own
+                self._db.execute("COMMIT")
         except BaseException:
             self._applier.heads.forget()
             if self._db.in_transaction:
@@ -287,7 +277,9 @@ class Writer:
         self._syncer.written += 1
         return results
 
-    def _done(self, waiting: _Waiting) -> Any:
+    def _result(self, waiting: _Waiting) -> Any:
+        if waiting.alone:
+            return self._applier.append(waiting.ops[0])
         if waiting.work is not None:
             return waiting.work(self._applier)
         return [self._applier.apply(op) for op in waiting.ops]
@@ -314,10 +306,10 @@ class Writer:
 BUSY: Final = Unavailable("another program holds the database; it will be tried again")
 
 
-def _settle(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:
+def _settle(future: "asyncio.Future[Any]", result: Any) -> None:
     if future.done():
         return  # whoever asked has gone
-    if error is not None:
-        future.set_exception(error)
+    if isinstance(result, BaseException):
+        future.set_exception(result)
     else:
         future.set_result(result)
