@@ -1,7 +1,8 @@
 """Events as one commit writes them or one read brings them: together, encoded once, shared by all.
 
-A `Batch` is a sequence of `LogEvent`s that keeps its events as JSON text until somebody asks for
-them one by one, and makes the bytes of its server-sent events once, for all who read along.
+A `Batch` is a sequence of `LogEvent`s that keeps its events as JSON text, or as columns of it, until
+somebody asks for them one by one, and makes the bytes of its server-sent events once, for all who
+read along.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Final, overload
 import msgspec
 
 from orchestrator.core import ids
+from orchestrator.core.columns import Columns
 from orchestrator.core.events import AgentStreamDelta, Draft, LogEvent, text_of
 
 DELTA: Final = AgentStreamDelta.type
@@ -22,12 +24,19 @@ _BEFORE_TYPE: Final = '"type":"'
 class Batch(Sequence[LogEvent]):
     """Events of one run in order: their numbers, their types and their JSON texts, one each."""
 
-    __slots__ = ("_events", "_frames", "_parts", "_size", "seqs", "texts", "types")
+    __slots__ = ("_columns", "_events", "_frames", "_parts", "_size", "_texts", "seqs", "types")
 
-    def __init__(self, seqs: Sequence[int], types: Sequence[str], texts: list[str]) -> None:
+    def __init__(
+        self,
+        seqs: Sequence[int],
+        types: Sequence[str],
+        texts: list[str] | None = None,
+        columns: Columns | None = None,
+    ) -> None:
         self.seqs = seqs
         self.types = types
-        self.texts = texts
+        self._texts = texts
+        self._columns = columns
         self._parts: Sequence[Batch] = ()
         self._events: list[LogEvent] | None = None
         self._frames: bytes | None = None
@@ -41,10 +50,19 @@ class Batch(Sequence[LogEvent]):
         chained = cls(
             [seq for part in parts for seq in part.seqs],
             [kind for part in parts for kind in part.types],
-            [text for part in parts for text in part.texts],
         )
         chained._parts = parts
         return chained
+
+    @property
+    def texts(self) -> list[str]:
+        """Return the JSON text of each event."""
+        if self._texts is None:
+            if self._columns is not None:
+                self._texts = self._columns.texts(self.seqs)
+            else:
+                self._texts = [text for part in self._parts for text in part.texts]
+        return self._texts
 
     def frames(self) -> bytes:
         """Return the events as server-sent events whose `id:` is the seq; made once for all."""
@@ -57,6 +75,8 @@ class Batch(Sequence[LogEvent]):
 
     def framed(self, mark: str) -> bytes:
         """Return the events as server-sent events whose `id:` ends in `mark`."""
+        if self._columns is not None:
+            return self._columns.frames(self.seqs, mark, DELTA).encode()
         rows = zip(self.seqs, self.types, self.texts, strict=True)
         return "".join(
             [f"id: {n}{mark}\nevent: {kind}\ndata: {text}\n\n" for n, kind, text in rows]
@@ -77,7 +97,10 @@ class Batch(Sequence[LogEvent]):
 
     def part(self, start: int, end: int) -> "Batch":
         """Return the events at positions `start` to `end`, which is not among them."""
-        return Batch(self.seqs[start:end], self.types[start:end], self.texts[start:end])
+        seqs, types = self.seqs[start:end], self.types[start:end]
+        if self._columns is not None:
+            return Batch(seqs, types, columns=self._columns.part(start, end))
+        return Batch(seqs, types, self.texts[start:end])
 
     def chosen(self, places: Sequence[int]) -> "Batch":
         """Return the events at these positions."""
@@ -102,10 +125,12 @@ class Batch(Sequence[LogEvent]):
 
     def stored(self) -> bytes:
         """Return what a segment of the log holds: a JSON array of the events."""
+        if self._columns is not None:
+            return self._columns.array(self.seqs).encode()
         return f"[{','.join(self.texts)}]".encode()
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.seqs)
 
     def __iter__(self) -> Iterator[LogEvent]:
         return iter(self._listed())
@@ -161,11 +186,10 @@ class Deltas(Sequence[Draft]):
             return Batch((first,), _ONE, [f"{before}{noise}{between}{first}{behind}{body[1:]}}}}}"])
         # A quote inside a text is escaped, so this parts exactly the texts.
         bodies = _ENCODER.encode(self._texts)[2:-2].decode().split('","')
-        texts = [
-            f'{before}{noise[n * size : n * size + size]}{between}{first + n}{behind}{body}"}}}}'
-            for n, body in enumerate(bodies)
-        ]
-        return Batch(range(first, first + len(texts)), (DELTA,) * len(texts), texts)
+        count = len(bodies)
+        noises = [noise[at : at + size] for at in range(0, count * size, size)]
+        columns = Columns(before, between, behind, noises, bodies)
+        return Batch(range(first, first + count), _ONE * count, columns=columns)
 
     def __len__(self) -> int:
         return len(self._texts)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any, Final
 
 import apsw
@@ -82,7 +83,7 @@ class Applier:
             return self.apply(op)
         batch = seal_all(op.run_id or "", head.head + 1, op.events)
         self._append(head.key, head.epoch, batch, op)
-        head.head += len(batch.texts)
+        head.head += len(batch.seqs)
         return Committed(head.head, head.version, head.key, batch)
 
     def _whole(self, op: Op) -> Outcome:
@@ -131,10 +132,10 @@ class Applier:
         after.epoch = changes.get("epoch", after.epoch)
 
     def _append(self, key: int, epoch: int, batch: Batch, op: Op) -> None:
-        if not batch.texts:
+        if not batch.seqs:
             return
         ts = begun(op.events)
-        if len(batch.texts) == 1:
+        if len(batch.seqs) == 1:
             data = batch.stored()
             batch.measured(len(data) - 2)
             self._db.execute(_SEGMENT, (key << 32 | batch.seqs[0], 1, epoch, ts, data))
@@ -229,14 +230,16 @@ def segments(batch: Batch) -> Iterator[tuple[Batch, bytes]]:
 
 def _parts(batch: Batch) -> Iterator[Batch]:
     seqs, count = batch.seqs, len(batch)
-    if count <= SEGMENT_EVENTS and seqs[-1] - seqs[0] == count - 1:
-        yield batch
-        return
-    start = 0
-    for at in range(1, count + 1):
-        if at == count or at - start == SEGMENT_EVENTS or seqs[at] != seqs[at - 1] + 1:
-            yield batch.part(start, at)
-            start = at
+    if isinstance(seqs, range):
+        if count <= SEGMENT_EVENTS:
+            yield batch
+            return
+        gaps = list[int]()
+    else:
+        gaps = [at for at in range(1, count) if seqs[at] != seqs[at - 1] + 1]
+    for start, end in pairwise([0, *gaps, count]):
+        for at in range(start, end, SEGMENT_EVENTS):
+            yield batch.part(at, min(at + SEGMENT_EVENTS, end))
 
 
 def _smaller(batch: Batch) -> Iterator[Batch]:
