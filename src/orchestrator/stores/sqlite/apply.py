@@ -35,8 +35,9 @@ _SEGMENT: Final = "INSERT INTO segments VALUES (?, ?, ?, ?, ?)"
 _NEXT_POS: Final = (
     "UPDATE sessions SET pos = pos + 1 WHERE tenant = ? AND session_id = ? RETURNING pos"
 )
-_WAITING_POS: Final = (
-    "SELECT max(coalesce(max(pos), 0), ?) + 1 FROM messages WHERE tenant = ? AND session_id = ?"
+_NEXT_POS_OF: Final = (
+    "UPDATE sessions SET pos = pos + 1 WHERE (tenant, session_id) = "
+    "(SELECT tenant, session_id FROM messages WHERE message_id = ?) RETURNING pos"
 )
 
 
@@ -54,6 +55,8 @@ class Applier:
     def __init__(self, connection: apsw.Connection) -> None:
         self.connection = self._db = connection
         self.heads = Heads(connection)
+        self._created = 0
+        """The key of the run that was created last: messages wait in the order of their runs."""
 
     def apply(self, op: Op) -> Outcome:
         """Return what became of `op`; a refused one leaves no trace."""
@@ -98,7 +101,7 @@ class Applier:
     def _create(self, op: Op, run: Run) -> Committed:
         created = replace(run, head=len(op.events), version=_versions(op), **op.changes)
         self._insert(Insert(created), skip=frozenset({"key"}))
-        key = self._db.last_insert_rowid()
+        key = self._created = self._db.last_insert_rowid()
         self.heads.created(created, key)
         batch = seal_all(run.run_id, 1, op.events)
         self._append(key, run.epoch, batch, op)
@@ -196,14 +199,12 @@ class Applier:
             return record
         place = (record.tenant, record.session_id)
         if record.pos == WAITING:
-            row = self._one(_WAITING_POS, (PENDING, *place))
-        else:
-            row = self._one(_NEXT_POS, place)
-        return replace(record, pos=row[0]) if row else replace(record, pos=1)
+            return replace(record, pos=PENDING + self._created)
+        row = self._one(_NEXT_POS, place)
+        return replace(record, pos=row[0] if row else 1)
 
     def _next_pos_of(self, key: tuple[Any, ...]) -> int:
-        place = self._one("SELECT tenant, session_id FROM messages WHERE message_id = ?", key)
-        row = self._one(_NEXT_POS, place) if place else None
+        row = self._one(_NEXT_POS_OF, key)
         return int(row[0]) if row else 1
 
     def _changed(self, text: str, values: Iterable[Any], *, required: bool) -> None:

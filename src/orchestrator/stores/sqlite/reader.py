@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import apsw
 
@@ -17,15 +17,11 @@ from orchestrator.stores.sqlite.tables import TABLES
 
 T = TypeVar("T")
 Part: TypeAlias = tuple[int, list[str], list[str]]
-INLINE_EVENTS: Final = 64
+INLINE_SEGMENTS: Final = 8
+INLINE_BYTES: Final = 16 << 10
 """Up to here a read costs less than the way to a thread and back."""
 _SEGMENTS: Final = "SELECT key, n, data FROM segments WHERE key >= ? AND key <= ? ORDER BY key"
 _FIRST: Final = "SELECT max(key) FROM segments WHERE key >= ? AND key <= ?"
-_FEW_SEGMENTS: Final = 8
-_FEW: Final = (
-    "SELECT count(*), coalesce(sum(n), 0) FROM "
-    f"(SELECT n FROM segments WHERE key > ? AND key <= ? LIMIT {_FEW_SEGMENTS})"
-)
 _SEQ_MAX: Final = 0xFFFFFFFF
 _KEYS_MAX: Final = 100_000
 READ_BYTES: Final = 512 << 10
@@ -55,9 +51,11 @@ class Reader:
         key = self._key(run_id)
         if key is None:
             return EMPTY
-        if limit <= INLINE_EVENTS or self._few(key, after):
-            return events_of(self._inline, key, after, limit)
-        return await self._on_thread(lambda: events_of(self._paged, key, after, limit))
+        begun = events_of(self._inline, key, after, limit, INLINE_BYTES, INLINE_SEGMENTS)
+        if begun.whole or len(begun.batch) == limit:
+            return begun.batch
+        read = await self._on_thread(lambda: events_of(self._paged, key, after, limit))
+        return read.batch
 
     def get(self, kind: type[R], key: Sequence[Any]) -> R | None:
         """Return the record of that key."""
@@ -103,33 +101,41 @@ class Reader:
             self._keys[run_id] = key
         return key
 
-    def _few(self, key: int, after: int) -> bool:
-        segments, events = sql.rows(self._inline, _FEW, (key << 32 | after, key << 32 | _SEQ_MAX))[
-            0
-        ]
-        return bool(segments < _FEW_SEGMENTS and events <= INLINE_EVENTS)
-
     async def _on_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
+class Read(NamedTuple):
+    """Events that were read; `whole` when there are no more behind them."""
+
+    batch: Batch
+    whole: bool
+
+
 def events_of(
-    db: apsw.Connection, key: int, after: int, limit: int, most: int = READ_BYTES
-) -> Batch:
-    """Return up to `limit` events, and about `most` bytes, of the run with that key."""
+    db: apsw.Connection,
+    key: int,
+    after: int,
+    limit: int,
+    most: int = READ_BYTES,
+    segments: int = 1 << 62,
+) -> Read:
+    """Return up to `limit` events of the run with that key, of `segments` and `most` bytes."""
     low, high = key << 32, key << 32 | _SEQ_MAX
-    first = sql.value(db, _FIRST, (low, low | (after + 1)))
-    start, parts, count = first if first is not None else low, list[Part](), 0
-    with closing(db.execute(_SEGMENTS, (start, high))) as segments:
-        for at, size, data in segments:
+    first = sql.value(db, _FIRST, (low, low | (after + 1))) if after else low
+    parts, count, whole = list[Part](), 0, True
+    with closing(db.execute(_SEGMENTS, (first or low, high))) as rows:
+        for at, size, data in rows:
+            if count >= limit or most <= 0 or segments <= 0:
+                whole = False
+                break
             part = _unread(at & _SEQ_MAX, size, data, after)
             count += len(part[2])
             most -= len(data) if part[2] else 0
+            segments -= 1
             parts.append(part)
-            if count >= limit or most <= 0:
-                break
     found = joined(parts) if count else EMPTY
-    return found if count <= limit else found.part(0, limit)
+    return Read(found if count <= limit else found.part(0, limit), whole and count <= limit)
 
 
 def _unread(first: int, size: int, data: bytes, after: int) -> Part:

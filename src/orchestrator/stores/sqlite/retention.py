@@ -48,7 +48,7 @@ def _remove(db: apsw.Connection, key: int, run_id: str) -> None:
 
 def _thin(db: apsw.Connection, key: int) -> int:
     """Rewrite a run's log without the delta class; what stays keeps its seq and its bytes."""
-    events = events_of(db, key, 0, 1 << 32, 1 << 62)
+    events = events_of(db, key, 0, 1 << 32, 1 << 62).batch
     kept = [at for at, kind in enumerate(events.types) if kind not in DELTAS]
     db.execute("DELETE FROM segments WHERE key >= ? AND key <= ?", _range(key))
     for part, data in segments(events.chosen(kept)) if kept else ():

@@ -102,11 +102,11 @@ class SQLiteStore:
 
     async def read(self, run_id: str, after: int, limit: int = 1000) -> Batch:
         """Return events of a run, as far as they may be shown."""
-        if self._writer is None:
-            return await self._reader.read(run_id, after, limit)
-        await self._writer.returned()
-        end = self._writer.held_from(run_id)
         found = await self._reader.read(run_id, after, limit)
+        if self._writer is None:
+            return found
+        await self._writer.returned()
+        end = self._writer.held_from(run_id)  # looked at last: the read may have seen more
         return found if end is None else found.before(end)
 
     async def get(self, kind: type[R], *key: Any, deciding: bool = False) -> R | None:
