@@ -33,7 +33,7 @@ class _Mark(msgspec.Struct, frozen=True):
 
 def open_writing(location: Location, boot: str, now: int) -> apsw.Connection:
     """Return the writing connection; we hold the lock, so whoever had a lease here is dead."""
-    db = schema.connect(location, synchronous="NORMAL")
+    db = schema.connect(location)
     db.execute("PRAGMA wal_autocheckpoint=0")
     db.execute("BEGIN IMMEDIATE")
     db.execute("DELETE FROM leases")
@@ -41,7 +41,8 @@ def open_writing(location: Location, boot: str, now: int) -> apsw.Connection:
     if _unclean(db, boot):
         db.execute(_FORK)
     mark(db, boot, now, clean=False)
-    db.execute("COMMIT")
+    db.execute("COMMIT")  # synced, so that a power cut at any later moment is seen
+    db.execute("PRAGMA synchronous=NORMAL")
     return db
 
 

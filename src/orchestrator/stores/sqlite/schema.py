@@ -1,5 +1,6 @@
 """Opens database files: creates ours, brings older ones up to date, leaves all others untouched."""
 
+import os
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -46,6 +47,8 @@ def prepare(location: Location) -> None:
     check_engine()
     version = inspect(location)
     steps = migrations()
+    if 0 < version <= steps[-1][0]:
+        version = _version(location)
     if version > steps[-1][0]:
         raise DatabaseRefused(
             f"{location.path} was written by a newer version (schema {version}, this one knows "
@@ -89,7 +92,7 @@ def connect(
 
 
 def inspect(location: Location) -> int:
-    """Return the schema version of a file, 0 for a new one, without changing a byte of it.
+    """Return the schema version in a file's header, 0 for a new one; nothing is changed or opened.
 
     Raises DatabaseRefused for what is not ours to open.
     """
@@ -105,7 +108,7 @@ def inspect(location: Location) -> int:
     try:
         header = _header(location)
         if _number(header, _APPLICATION_ID_AT) == APPLICATION_ID:
-            return _version(location, _number(header, _USER_VERSION_AT))
+            return _number(header, _USER_VERSION_AT)
         foreign = _holds_anything(location)
     except (apsw.NotADBError, apsw.CorruptError, apsw.IOError) as error:
         raise _damaged(location.path, error) from error
@@ -142,11 +145,9 @@ def _number(header: bytes, at: int) -> int:
     return int.from_bytes(header[at : at + 4], "big")
 
 
-def _version(location: Location, at_least: int) -> int:
-    """Return the schema version of a file of ours; the log may know of a later one."""
-    if at_least > migrations()[-1][0]:
-        return at_least  # not for us to open
-    db = connect(location, read_only=True)
+def _version(location: Location) -> int:
+    """Return the schema version of a file of ours: its logs may know of a later one."""
+    db = connect(location, read_only=location.mode == "ro")
     try:
         return _pragma(db, "user_version")
     finally:
@@ -167,13 +168,17 @@ def _holds_anything(location: Location) -> bool:
 
 
 def _create(location: Location, steps: list[tuple[int, str]]) -> None:
-    """Create the schema in one transaction of a rollback journal.
+    """Create the file under another name and rename it when it is whole and on the disk.
 
-    So the file itself, not only its write-ahead log, says from the first moment whose it is.
+    So whatever happens meanwhile, a file of this name is either ours from its first byte or absent.
     """
+    path = Path(location.path).resolve()
+    new = path.with_name(f"{path.name}.new")
     try:
-        db = apsw.Connection(location.path, vfs=location.vfs)
-    except apsw.CantOpenError as error:
+        for left in (new, new.with_name(f"{new.name}-journal")):
+            left.unlink(missing_ok=True)
+        db = apsw.Connection(str(new), vfs=location.vfs)
+    except (apsw.CantOpenError, OSError) as error:
         raise DatabaseRefused(
             f"{location.path} cannot be created ({error}); does its folder exist, "
             "and may the server write there?"
@@ -186,6 +191,17 @@ def _create(location: Location, steps: list[tuple[int, str]]) -> None:
         raise DatabaseRefused(f"{location.path} cannot be written ({error})") from error
     finally:
         db.close()
+    new.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _upgrade(location: Location, version: int, steps: list[tuple[int, str]]) -> None:

@@ -12,7 +12,13 @@ import apsw
 import msgspec
 
 from orchestrator.core.batch import Batch
-from orchestrator.core.errors import InvalidRequest, StorageFull, StoreFailure, Unavailable
+from orchestrator.core.errors import (
+    DatabaseRefused,
+    InvalidRequest,
+    StorageFull,
+    StoreFailure,
+    Unavailable,
+)
 from orchestrator.core.ops import Op, Outcome
 from orchestrator.core.records import Lease, R, Timer
 from orchestrator.ports import Claimed, Done, Trimmed, Where, World
@@ -247,11 +253,26 @@ async def open_store(
     to the disk, which rigs record and break.
     """
     location = msgspec.structs.replace(locate(url), vfs=vfs)
+    try:
+        return _opened(location, world, watermark, sync, full=durability == "full")
+    except apsw.FullError as error:
+        raise DatabaseRefused(
+            f"{location.path} cannot be opened: the disk is full; free some space and start again"
+        ) from error
+    except (apsw.Error, OSError) as error:
+        raise DatabaseRefused(
+            f"{location.path} cannot be opened ({error}); look at the disk, and start again"
+        ) from error
+
+
+def _opened(
+    location: Location, world: World, watermark: int, sync: Sync, *, full: bool
+) -> SQLiteStore:
     writing = None
     if location.mode == "ro":
         schema.prepare(location)
     else:
-        writing = _Writing(location, world, sync, full=durability == "full")
+        writing = _Writing(location, world, sync, full=full)
     beside = writing.writer.connection if writing is not None else lambda: None
     reader = Reader(lambda: schema.connect(location, read_only=True), beside)
     return SQLiteStore(location, world, watermark, reader, writing)
