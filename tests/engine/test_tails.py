@@ -7,6 +7,7 @@ from pathlib import Path
 
 from orchestrator.core.events import TERMINAL, LogEvent
 from orchestrator.core.frames import Delta, Done, Frame
+from orchestrator.core.records import Run
 from orchestrator.engine import SessionEvent
 from orchestrator.ports import AgentCall
 
@@ -103,3 +104,35 @@ async def test_a_session_stream_resumes_from_any_cursor(tmp_path: Path) -> None:
             log = await rig.store.read(run_id, 0, 1000)
             assert seqs == [event.seq for event in log]
             assert len(log) > 200
+
+
+async def test_a_session_resumed_when_all_is_over_shows_no_run_twice(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+
+    async def parent_last(call: AgentCall) -> Frames:
+        yield [Delta("word")]
+        if call.content == "parent":
+            await go_on.wait()
+        yield [Done()]
+
+    seen = Seen()
+    async with running(tmp_path / "o.db", parent_last) as rig:
+
+        async def read_until_ended(run: Run) -> None:
+            async with rig.engine.tails.session("default", "s", seen.cursor) as batches:
+                async for batch in batches:
+                    seen.take(batch)
+                    if run.run_id in seen.ended:
+                        return
+
+        parent = await rig.invoke("parent", session_id="s")
+        await until(lambda: rig.agent.open_now == 1)
+        child = await rig.invoke("child", parent_run_id=parent.run_id)
+        await read_until_ended(child)
+        go_on.set()
+        await rig.ended(parent)
+        last = await rig.ended(await rig.invoke("last", session_id="s"))
+        await read_until_ended(last)
+        for run_id, seqs in seen.seqs.items():
+            assert seqs == [event.seq for event in await rig.store.read(run_id, 0)]
+        assert seen.ended == {parent.run_id, child.run_id, last.run_id}

@@ -208,8 +208,8 @@ class _SessionFollower:
         if hint.run_id not in self._keys:
             async for batch in self._catch_up():
                 yield batch
-        seq = self._cursor.seqs.get(hint.run_id, 0)
-        if hint.run_id not in self._keys or seq < 0 or hint.head <= seq:
+        seq = self._place(hint.run_id)
+        if seq < 0 or hint.head <= seq:
             return
         events, hole = _contiguous([hint], seq)
         if events:
@@ -219,13 +219,15 @@ class _SessionFollower:
                 yield batch
 
     async def _read(self, run_id: str) -> AsyncIterator[list[SessionEvent]]:
-        while True:
-            seq = self._cursor.seqs.get(run_id, 0)
-            page = await self._store.read(run_id, seq, PAGE) if seq >= 0 else EMPTY
-            if page:
-                yield self._mark(run_id, page)
-            if not page or _is_end(page):
+        while (seq := self._place(run_id)) >= 0:
+            page = await self._store.read(run_id, seq, PAGE)
+            if not page:
                 return
+            yield self._mark(run_id, page)
+
+    def _place(self, run_id: str) -> int:
+        """Return how far a run is delivered; -1 is whole, which a settled run is, too."""
+        return self._cursor.seqs.get(run_id, 0) if run_id in self._keys else -1
 
     def _mark(self, run_id: str, events: Batch) -> list[SessionEvent]:
         marked = []
