@@ -98,12 +98,13 @@ class Store(Protocol):
         These are CREATED runs whose turn has come (a child at once; a root run when no earlier
         root run of its session is CREATED or RUNNING) and RUNNING runs, as long as they have no
         owner or one without a live lease. `lost_by` is set for a RUNNING run with a dead owner.
-        Oldest first.
+        Oldest first. An owner without a live lease of its own gets nothing, so nobody is ever
+        given what is his already.
         """
         ...
 
     async def renew(self, owner: str, ttl_ms: int) -> None:
-        """Say that `owner` lives for another `ttl_ms`; 0 gives the lease up."""
+        """Say that `owner` lives for another `ttl_ms`; 0 gives the lease up, and all it owned."""
         ...
 
     async def due(self, limit: int = 100) -> list[Timer]:

@@ -316,6 +316,22 @@ class TheOwners:
         [outcome] = await store.commit(r.append(begun, *r.deltas(1), guard=Guard(epoch=1)))
         assert outcome == Refused("epoch"), "the zombie's write"
 
+    async def test_only_who_lives_may_claim_and_nobody_what_is_his(
+        self, store: Store, world: FakeWorld
+    ) -> None:
+        begun, waiting = r.run(1), r.run(2, "s2")
+        await committed(store, r.accept(begun), r.accept(waiting))
+        assert await store.claim("me", 10) == [], "no lease yet"
+        await store.renew("me", TTL)
+        assert [c.run.run_id for c in await store.claim("me", 1)] == [begun.run_id]
+        await committed(store, r.begin(begun))
+        world.time += TTL
+        assert await store.claim("me", 10) == [], "neither what is his nor what is free"
+        await store.renew("me", TTL)
+        assert [c.run.run_id for c in await store.claim("me", 10)] == [waiting.run_id]
+        await store.renew("me", 0)
+        assert await store.claim("me", 10) == []
+
     async def test_a_lease_is_given_up_at_once(self, store: Store) -> None:
         made = r.run(1)
         await committed(store, r.accept(made))

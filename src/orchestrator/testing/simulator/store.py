@@ -136,8 +136,7 @@ class ModelStore:
         """Take runs that may run now."""
         if self._way is not None:
             await self._way.write(())
-        now = self.now()
-        ready = _ready(self._disk.tables, now, run_ids)[:limit]
+        ready = _ready(self._disk.tables, owner, self.now(), run_ids)[:limit]
         if not ready:
             return []
         # What a claim leads to is committed after it, so nobody need wait for the claim itself.
@@ -194,9 +193,11 @@ def opened(world: World, tables: Tables) -> ModelStore:
     return ModelStore(world, disk)
 
 
-def _ready(tables: Tables, now: int, run_ids: Sequence[str]) -> list[Run]:
-    """Return the runs that may be claimed, oldest first."""
+def _ready(tables: Tables, owner: str, now: int, run_ids: Sequence[str]) -> list[Run]:
+    """Return the runs that `owner` may claim, oldest first."""
     living = {lease.owner for lease in tables.rows[Lease].values() if lease.expires_at > now}
+    if owner not in living:
+        return []
     holding = sorted(
         (run for run in tables.rows[Run].values() if run.status in HOLDS_SESSION),
         key=lambda run: run.key,
