@@ -307,6 +307,26 @@ async def test_a_child_ends_with_its_parent_and_leaves_the_transcript_alone(
             await rig.invoke("late", parent_run_id=parent.run_id)
 
 
+async def test_a_run_that_ends_while_the_engine_gives_up_on_it_is_no_ones_end(
+    tmp_path: Path,
+) -> None:
+    async def script(_: AgentCall) -> Frames:
+        yield [Delta("one")]
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise RuntimeError("the client itself breaks")
+
+    async with running(tmp_path / "o.db", script) as rig:
+        run = await rig.invoke()
+        await until(lambda: rig.agent.open_now == 1)
+        await rig.engine.runs.cancel(run.run_id, "meanwhile")
+        await until(lambda: rig.engine.in_flight == 0)
+        assert (await rig.types(run))[-1] == "run_cancelled"
+        rig.agent.script = say
+        assert (await rig.ended(await rig.invoke())).status is RunState.DONE
+
+
 async def test_draining_refuses_new_runs_and_ends_the_rest(tmp_path: Path) -> None:
     async with running(tmp_path / "o.db", hang) as rig:
         run = await rig.invoke()

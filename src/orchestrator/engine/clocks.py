@@ -56,6 +56,8 @@ class Clocks:
         self._quiet_code = "agent_first_byte_timeout"
 
     async def __aenter__(self) -> Self:
+        if self._switch.reason is not None:
+            raise Stopped(self._switch.reason)
         await self._timeout.__aenter__()
         self._open = True
         self._whole = self._from_now("agent_timeout")

@@ -13,6 +13,7 @@ from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.intake import Intake
 from orchestrator.engine.ledger import Ledger
 from orchestrator.engine.limits import EngineSettings
+from orchestrator.engine.patience import patiently
 from orchestrator.engine.pusher import Pusher
 from orchestrator.engine.registry import Registry
 from orchestrator.engine.runner import Runner
@@ -28,6 +29,7 @@ from orchestrator.ports import (
     PushClient,
     SecretBox,
     Store,
+    Where,
     World,
 )
 
@@ -87,9 +89,9 @@ class Engine:
 
         A StoreFailure anywhere cancels the body and comes out of the context.
         """
-        self._ledger.open_runs = await self._outside.store.count(
-            Run, ("status", "in", sorted(OPEN))
-        )
+        store, world = self._outside.store, self._outside.world
+        still_open: Where = ("status", "in", sorted(OPEN))
+        self._ledger.open_runs = await patiently(world, store.count, Run, still_open)
         async with asyncio.TaskGroup() as tasks:
             background = [tasks.create_task(self._upkeep.run(), name="upkeep")]
             if self._pusher is not None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias, cast
 
 from msgspec.structs import replace
@@ -22,14 +22,13 @@ from orchestrator.core.ops import Committed, Guard, Op, Outcome, Refused
 from orchestrator.core.project import project
 from orchestrator.core.records import HEAD, Run
 from orchestrator.core.states import ENDED, OPEN, RunState
+from orchestrator.engine.patience import patiently, waits
 from orchestrator.ports import Bus, Hint, Store, World
 
 _APPENDABLE = OPEN - {RunState.CREATED}
 Said: TypeAlias = str | ev.Payload
 """What an agent says: a text is a piece of its answer."""
 _WORDS = {str}
-_PATIENCE_S = (0.05, 0.2, 0.5, 1.0, 2.0)
-"""Waits between tries while the store cannot commit; the last one repeats."""
 
 
 class Ledger:
@@ -89,12 +88,7 @@ class Ledger:
 
     async def insist(self, run: Run, command: Command, epoch: int | None = None) -> Run:
         """Do as `execute`, but wait while the store cannot commit."""
-        for wait in _patience():
-            try:
-                return await self.execute(run, command, epoch)
-            except Unavailable:
-                await self.world.sleep(wait)
-        raise AssertionError  # _patience never ends
+        return await patiently(self.world, self.execute, run, command, epoch)
 
     def words(self, run: Run) -> "Words":
         """Return what appends the words of the agent of a run that is ours."""
@@ -185,7 +179,7 @@ class Words:
 
         Raises StaleWrite when the run has ended or changed hands.
         """
-        patience = iter(_patience())
+        patience = waits()
         while self._op is not None:
             if self._problem is None:
                 await self._wait()
@@ -219,9 +213,3 @@ class Words:
             await self._waiter
         finally:
             self._waiter = None
-
-
-def _patience() -> Iterator[float]:
-    yield from _PATIENCE_S[:-1]
-    while True:
-        yield _PATIENCE_S[-1]

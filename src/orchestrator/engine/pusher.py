@@ -6,6 +6,7 @@ nothing else. While it is away one push at a time tries whether it is back.
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -15,6 +16,7 @@ from orchestrator.core.live import live
 from orchestrator.core.ops import Delete, Op, Put
 from orchestrator.core.records import Cursor, Run
 from orchestrator.core.states import OPEN
+from orchestrator.engine.patience import patiently
 from orchestrator.ports import Bus, Hint, PushClient, Store, World
 from orchestrator.telemetry import get_logger
 
@@ -81,17 +83,19 @@ class Pusher:
     async def run(self) -> None:
         """Push until cancelled."""
         with self._bus.subscribe("runs") as mailbox:
-            await self._recover()
+            await patiently(self._world, self._recover)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._tick_loop(tasks), name="push-tick")
                 while True:
                     for hint in await mailbox.take():
-                        await self._note(hint)
+                        await patiently(self._world, self._note, hint)
                     self._start(tasks)
 
     async def flush(self) -> None:
-        """Save how far every run is delivered; called when the server stops."""
-        await self._save()
+        """Save how far every run is delivered; what cannot be saved now is saved or sent again."""
+        with suppress(Unavailable):
+            await self._expire()
+            await self._save()
 
     async def _recover(self) -> None:
         since = self._world.now() - GRACE_MS
@@ -110,12 +114,12 @@ class Pusher:
     async def _note(self, hint: Hint) -> None:
         track = self._tracks.get(hint.run_id)
         if track is None:
-            if len(self._tracks) >= TRACKS_MAX:
-                self._forget(next(iter(self._tracks)))
             run = await self._store.get(Run, hint.run_id, deciding=True)
             if run is None:
                 return
             track = await self._track(run)
+            if len(self._tracks) > TRACKS_MAX:
+                self._forget(next(iter(self._tracks)))
         track.head = max(track.head, hint.head)
         if not hint.events or hint.events.types[-1] in TERMINAL:
             run = await self._store.get(Run, hint.run_id, deciding=True)
@@ -147,7 +151,9 @@ class Pusher:
             track.busy = False
 
     async def _push_some(self, track: Track) -> bool:
-        events = await self._store.read(track.run_id, track.cursor, BATCH_MAX)
+        events = await patiently(
+            self._world, self._store.read, track.run_id, track.cursor, BATCH_MAX
+        )
         if not events:
             track.head = track.cursor  # there will be word of more when it may be shown
             return True
@@ -194,21 +200,21 @@ class Pusher:
             ticks += 1
             self._start(tasks)
             if ticks % _SAVE_TICKS == 0:
-                await self._expire()
-                await self._save()
+                await self.flush()
 
     async def _expire(self) -> None:
         before = self._world.now() - GRACE_MS
         over = [t for t in self._tracks.values() if t.ended_at is not None and t.ended_at < before]
-        for track in over:
-            self._forget(track.run_id)
         stored = [Delete(Cursor, (FOLLOWER, t.run_id)) for t in over if t.saved]
         if stored:
             await self._store.commit(Op(writes=tuple(stored)))
+        for track in over:
+            self._forget(track.run_id)
 
     def _forget(self, run_id: str) -> None:
-        track = self._tracks.pop(run_id)
-        self.dropped += max(0, track.head - track.cursor)
+        track = self._tracks.pop(run_id, None)
+        if track is not None:
+            self.dropped += max(0, track.head - track.cursor)
 
     async def _save(self) -> None:
         moved = [track for track in self._tracks.values() if track.cursor != track.saved]

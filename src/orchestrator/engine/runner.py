@@ -1,6 +1,8 @@
 """Drives one claimed run to its end: exactly one terminal event, whatever happens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import TypeAlias
 
 import msgspec
 
@@ -14,6 +16,7 @@ from orchestrator.core.states import ENDED, RunState
 from orchestrator.engine.clocks import Clocks, Stopped, Switch, limits_of
 from orchestrator.engine.ledger import Ledger, Said, Words
 from orchestrator.engine.limits import EngineSettings
+from orchestrator.engine.patience import patiently
 from orchestrator.engine.transcript import Caller
 from orchestrator.ports import AgentClient, Claimed
 from orchestrator.telemetry import get_logger
@@ -21,6 +24,7 @@ from orchestrator.telemetry import get_logger
 log = get_logger(__name__)
 
 RESTARTED = "orchestrator_restarted"
+Stream: TypeAlias = AbstractAsyncContextManager[AsyncIterator[Sequence[fr.Frame]]]
 
 
 class Attempt(msgspec.Struct):
@@ -80,7 +84,8 @@ class Runner:
             raise
         except Exception as error:
             log.exception("run_crashed", run_id=run.run_id, error=type(error).__name__)
-            await self._finish(run, _internal(error))
+            with suppress(Conflict):  # the same, while we gave up on it
+                await self._finish(run, _internal(error))
 
     async def _drive(self, claimed: Claimed, agent: Agent | None, switch: Switch) -> None:
         run = claimed.run
@@ -93,7 +98,9 @@ class Runner:
             if next_run is None:
                 return
             run = next_run
-        invocation = await self._ledger.store.get(Invocation, run.run_id, deciding=True)
+        invocation = await patiently(
+            self._ledger.world, self._ledger.store.get, Invocation, run.run_id, deciding=True
+        )
         if invocation is None:
             raise LookupError(f"run {run.run_id} has no invocation")
         try:
@@ -125,8 +132,9 @@ class Runner:
         limits = limits_of(self._settings, agent.timeouts, invocation.timeout_ms)
         failure = None
         try:
+            stream = await self._opening(run, agent, invocation)
             async with switch.guard(limits) as clocks:
-                await self._stream(run, agent, invocation, attempt, clocks)
+                await self._listen(stream, attempt, clocks)
         except AgentFailure as failed:
             failure = failed
         await attempt.words.settled()
@@ -135,19 +143,17 @@ class Runner:
             return await self._failed(run, agent, failure, switch)
         return await self._ended(run, agent, attempt, switch)
 
-    async def _stream(
-        self,
-        run: Run,
-        agent: Agent,
-        invocation: Invocation,
-        attempt: Attempt,
-        clocks: Clocks,
-    ) -> None:
-        call = await self._caller.call(run, agent, invocation)
-        opening = self._clients[agent.protocol].open(call)
-        del call  # it has the transcript, and a stream may be open for hours
-        async with opening as stream:
-            async for frames in stream:
+    async def _opening(self, run: Run, agent: Agent, invocation: Invocation) -> Stream:
+        """Return the call of the agent, which nobody keeps: it has the transcript.
+
+        The agent's clocks do not run yet, for a store that is away is no fault of his.
+        """
+        call = await patiently(self._ledger.world, self._caller.call, run, agent, invocation)
+        return self._clients[agent.protocol].open(call)
+
+    async def _listen(self, stream: Stream, attempt: Attempt, clocks: Clocks) -> None:
+        async with stream as batches:
+            async for frames in batches:
                 clocks.alive()
                 said = attempt.take(frames)
                 if said:
