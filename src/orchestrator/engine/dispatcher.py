@@ -1,15 +1,16 @@
-"""Claims runs, keeps this replica's lease, and owns one runner task per claimed run."""
+"""Claims runs, lets go of them when the lease lapses, and owns one runner task per run."""
 
 import asyncio
-import os
 from collections.abc import Sequence
 
-from orchestrator.core.errors import StoreFailure, Unavailable
+from orchestrator.core.errors import Unavailable
 from orchestrator.core.records import Agent, Run
 from orchestrator.core.states import ENDED, RunState
 from orchestrator.engine.clocks import Stopped, Switch
 from orchestrator.engine.ledger import Ledger
 from orchestrator.engine.limits import FENCE_S, LEASE_MS, EngineSettings
+from orchestrator.engine.patience import patiently
+from orchestrator.engine.replica import Replica
 from orchestrator.engine.runner import Runner
 from orchestrator.ports import Claimed
 from orchestrator.telemetry import get_logger
@@ -52,8 +53,7 @@ class Dispatcher:
         self._new: set[str] = set()
         self._freed: set[tuple[str, str]] = set()
         self._claiming = True
-        self._renewed = ledger.world.monotonic()
-        self.owner = f"{os.getpid()}-{ledger.world.noise(8).hex()}"
+        self._replica = Replica(ledger.store, ledger.world)
         ledger.on_ended(self._ended)
 
     @property
@@ -78,26 +78,29 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Claim and drive runs until `stop_claiming`, then wait for those in flight."""
-        await self._ledger.store.renew(self.owner, LEASE_MS)
+        await patiently(self._ledger.world, self._replica.renew)
         async with asyncio.TaskGroup() as tasks:
             lease = tasks.create_task(self._keep_lease(), name="lease")
             async with asyncio.TaskGroup() as runs:
                 await self._claim_loop(runs)
             lease.cancel()
-        await self._ledger.store.renew(self.owner, 0)
+        await self._replica.leave()
 
     async def _claim_loop(self, runs: asyncio.TaskGroup) -> None:
         scanned = float("-inf")
         while self._claiming:
             self._wake.clear()
             now = self._ledger.world.monotonic()
-            if now - scanned >= _POLL_S:
-                full = await self._claim(runs, ()) == _CLAIM_BATCH
-                scanned = scanned if full else now
-            elif hinted := await self._hinted():
-                await self._claim(runs, hinted)
-            else:
-                await self._rest()
+            try:
+                if now - scanned >= _POLL_S:
+                    full = await self._claim(runs, ()) == _CLAIM_BATCH
+                    scanned = scanned if full else now
+                elif hinted := await self._hinted():
+                    await self._claim(runs, hinted)
+                else:
+                    await self._rest()
+            except Unavailable:
+                await self._rest()  # the next scan of everything finds what was hinted, too
 
     async def _rest(self) -> None:
         try:
@@ -132,10 +135,11 @@ class Dispatcher:
         if room <= 0:
             await self._rest()
             return 0
-        try:
-            claims = await self._ledger.store.claim(self.owner, room, run_ids)
-        except Unavailable:
-            return 0
+        await self._replica.prove()
+        owner = self._replica.owner
+        claims = await self._ledger.store.claim(owner, room, run_ids)
+        if owner != self._replica.owner:
+            return 0  # fenced while we asked: they go to whoever is next
         for claimed in claims:
             switch = self._switches[claimed.run.run_id] = Switch()
             runs.create_task(self._hold(claimed, switch), name=claimed.run.run_id)
@@ -144,8 +148,8 @@ class Dispatcher:
     async def _hold(self, claimed: Claimed, switch: Switch) -> None:
         run = claimed.run
         try:
-            store = self._ledger.store
-            agent = await store.get(Agent, run.tenant, run.agent_id, deciding=True)
+            world, get = self._ledger.world, self._ledger.store.get
+            agent = await patiently(world, get, Agent, run.tenant, run.agent_id, deciding=True)
             lock = self._slots.of(agent) if agent is not None else None
             if lock is None:
                 await self._runner.drive(claimed, agent, switch)
@@ -159,7 +163,8 @@ class Dispatcher:
         except Stopped:
             return  # before its turn came: nothing was begun, the next owner dispatches it
         finally:
-            self._switches.pop(run.run_id, None)
+            if self._switches.get(run.run_id) is switch:  # else it came back to us, fenced off
+                del self._switches[run.run_id]
             self._wake.set()
 
     def _ended(self, run: Run) -> None:
@@ -171,18 +176,17 @@ class Dispatcher:
         self._wake.set()
 
     async def _keep_lease(self) -> None:
-        world = self._ledger.world
         while True:
-            await world.sleep(LEASE_MS / 3000)
+            await self._ledger.world.sleep(LEASE_MS / 3000)
             try:
-                await self._ledger.store.renew(self.owner, LEASE_MS)
-                self._renewed = world.monotonic()
-            except StoreFailure:
-                raise
+                await self._replica.renew()
             except Unavailable:
-                self._fence(world.monotonic() - self._renewed)
+                if self._replica.silent_s >= FENCE_S:
+                    self._fence()
 
-    def _fence(self, silent_s: float) -> None:
-        if silent_s > FENCE_S and self._switches:
-            log.error("fenced", silent_s=round(silent_s, 1), runs=len(self._switches))
-            self.stop_runs("fenced")
+    def _fence(self) -> None:
+        """Let go of every run: from now on they are anybody's, ours too, under our next name."""
+        silent_s = round(self._replica.silent_s, 1)
+        log.error("fenced", silent_s=silent_s, runs=len(self._switches))
+        self._replica.rename()
+        self.stop_runs("fenced")
