@@ -9,10 +9,15 @@ from typing import Final
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _BOOT_GRAIN_S: Final = 60.0
+_POOL_BYTES: Final = 4096
 
 
 class RealWorld:
     """The World of a running server."""
+
+    def __init__(self) -> None:
+        self._pool = b""
+        self._drawn = 0
 
     def now(self) -> int:
         """Return milliseconds UTC of this machine's clock."""
@@ -29,8 +34,12 @@ class RealWorld:
         return str(round((time.time() - time.monotonic()) / _BOOT_GRAIN_S))
 
     def noise(self, size: int) -> bytes:
-        """Return bytes fit for keys and ids."""
-        return secrets.token_bytes(size)
+        """Return bytes fit for keys and ids; the system is asked for many at a time."""
+        start, self._drawn = self._drawn, self._drawn + size
+        if self._drawn > len(self._pool):
+            self._pool = secrets.token_bytes(max(size, _POOL_BYTES))
+            start, self._drawn = 0, size
+        return self._pool[start : self._drawn]
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
