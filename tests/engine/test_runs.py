@@ -336,7 +336,8 @@ async def test_draining_refuses_new_runs_and_ends_the_rest(tmp_path: Path) -> No
         with pytest.raises(Draining):
             await rig.invoke("no", session_id="s2")
     async with running(tmp_path / "o.db", say) as rig:
-        assert (await rig.ended(run)).error_code == "orchestrator_restarted"
+        left = await rig.ended(run)
+        assert (left.error_code, left.epoch) == ("orchestrator_restarted", 1), "not by its heir"
         assert (await rig.ended(queued)).status is RunState.DONE
 
 

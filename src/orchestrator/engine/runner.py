@@ -118,10 +118,12 @@ class Runner:
         return None
 
     async def _stopped(self, run: Run, agent: Agent, reason: str) -> None:
-        if reason != "drain" or run.status is RunState.CREATED or agent.on_lost == "retry":
+        if reason != "drain" or agent.on_lost == "retry":
             return  # ended by somebody else, or left for the next owner to go on with
-        message = "the server was shut down before the agent was done"
-        await self._finish(run, Fail(code=RESTARTED, message=message))
+        now = await patiently(self._ledger.world, self._ledger.load, run.run_id, deciding=True)
+        if now.status is not RunState.CREATED:
+            message = "the server was shut down before the agent was done"
+            await self._ledger.insist(now, Fail(code=RESTARTED, message=message), run.epoch)
 
     async def _attempt(self, run: Run, agent: Agent, invocation: Invocation, switch: Switch) -> Run:
         if switch.reason is not None:
