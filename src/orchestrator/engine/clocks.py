@@ -8,6 +8,8 @@ from orchestrator.core.errors import AgentFailure
 from orchestrator.core.records import Timeouts
 from orchestrator.engine.limits import EngineSettings
 
+HEARING_S = 0.05
+"""How long after its time a silence is judged."""
 _NEVER = float("inf")
 _SENTENCES = {
     "agent_timeout": "the agent did not finish within {ms} ms",
@@ -45,24 +47,31 @@ class Switch:
 
 
 class Clocks:
-    """The context of one invocation: its whole time, the silence before and between bytes."""
+    """The context of one invocation: its whole time, the silence before and between bytes.
+
+    Silence is judged a moment after its time: when this process itself stood still, what the agent
+    said meanwhile waits in the socket and is heard first.
+    """
 
     def __init__(self, switch: Switch, limits: dict[str, int | None]) -> None:
         self._switch = switch
         self._limits = limits
+        self._loop = asyncio.get_running_loop()
         self._timeout = asyncio.timeout(None)
-        self._open = False
-        self._whole = self._quiet = _NEVER
+        self._open = self._silent = False
+        self._quiet = _NEVER
         self._quiet_code = "agent_first_byte_timeout"
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         if self._switch.reason is not None:
             raise Stopped(self._switch.reason)
         await self._timeout.__aenter__()
         self._open = True
-        self._whole = self._from_now("agent_timeout")
         self._quiet = self._from_now("agent_first_byte_timeout")
-        self._arm()
+        self._watch()
+        whole = self._from_now("agent_timeout")
+        self._reschedule(None if whole == _NEVER else whole)
         return self
 
     async def __aexit__(
@@ -72,6 +81,8 @@ class Clocks:
         tb: TracebackType | None,
     ) -> None:
         self._open = False
+        if self._timer is not None:
+            self._timer.cancel()
         try:
             await self._timeout.__aexit__(kind, error, tb)
         except TimeoutError:
@@ -79,26 +90,39 @@ class Clocks:
 
     def alive(self) -> None:
         """Note that the agent was heard: from here on the idle clock runs, if there is one."""
-        if self._quiet == _NEVER and not self._limits.get("agent_idle_timeout"):
+        if self._quiet == _NEVER and self._limits.get("agent_idle_timeout") is None:
             return
         self._quiet_code = "agent_idle_timeout"
         self._quiet = self._from_now("agent_idle_timeout")
-        self._arm()
+        if self._timer is None:  # else it will see for itself how much is left
+            self._watch()
 
     def fire(self) -> None:
         """End the context now."""
-        self._reschedule(asyncio.get_running_loop().time())
+        self._reschedule(self._loop.time())
 
     def _from_now(self, code: str) -> float:
         limit = self._limits.get(code)
-        return asyncio.get_running_loop().time() + limit / 1000 if limit else _NEVER
+        return self._loop.time() + limit / 1000 if limit else _NEVER
 
-    def _arm(self) -> None:
-        if self._switch.reason is not None:
+    def _watch(self) -> None:
+        if self._quiet != _NEVER:
+            self._timer = self._loop.call_at(self._quiet, self._look)
+
+    def _look(self) -> None:
+        if self._quiet > self._loop.time():
+            self._timer = None
+            self._watch()
+        else:
+            self._timer = self._loop.call_later(HEARING_S, self._judge, self._quiet)
+
+    def _judge(self, quiet: float) -> None:
+        self._timer = None
+        if self._quiet == quiet:
+            self._silent = True
             self.fire()
-            return
-        nearest = min(self._whole, self._quiet)
-        self._reschedule(None if nearest == _NEVER else nearest)
+        else:
+            self._watch()
 
     def _reschedule(self, when: float | None) -> None:
         if self._open and not self._timeout.expired():
@@ -107,7 +131,7 @@ class Clocks:
     def _verdict(self) -> Exception:
         if self._switch.reason is not None:
             return Stopped(self._switch.reason)
-        code = "agent_timeout" if self._whole <= self._quiet else self._quiet_code
+        code = self._quiet_code if self._silent else "agent_timeout"
         return AgentFailure(code, _SENTENCES[code].format(ms=self._limits[code]))
 
 
