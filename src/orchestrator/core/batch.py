@@ -1,8 +1,8 @@
 """Events as one commit writes them or one read brings them: together, encoded once, shared by all.
 
-A `Batch` is a sequence of `LogEvent`s that keeps its events as JSON text, or as columns of it, until
-somebody asks for them one by one, and makes the bytes of its server-sent events once, for all who
-read along.
+A `Batch` is a sequence of `LogEvent`s that keeps its events as JSON text, or as columns of it,
+until somebody asks for them one by one, and makes the bytes of its server-sent events once, for all
+who read along.
 """
 
 from collections.abc import Iterator, Sequence
