@@ -11,6 +11,7 @@ async with FakeAgent(script) as agent:
 
 import asyncio
 import json
+import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from types import TracebackType
@@ -150,10 +151,14 @@ Script: TypeAlias = Callable[[Peer], Awaitable[None]]
 
 
 class FakeAgent:
-    """Listens on a free port of 127.0.0.1, plays `script` on each connection, then closes it."""
+    """Listens on a free port of 127.0.0.1, plays `script` on each connection, then closes it.
 
-    def __init__(self, script: Script) -> None:
+    With `tls` it does so behind that certificate.
+    """
+
+    def __init__(self, script: Script, *, tls: ssl.SSLContext | None = None) -> None:
         self.script = script
+        self._tls = tls
         self.peers: list[Peer] = []
         self.requests: list[Received] = []
 
@@ -166,9 +171,11 @@ class FakeAgent:
         loop = asyncio.get_running_loop()
         self._tasks = asyncio.TaskGroup()
         await self._tasks.__aenter__()
-        self._server = await loop.create_server(lambda: Peer(self, self._start), "127.0.0.1", 0)
+        self._server = await loop.create_server(
+            lambda: Peer(self, self._start), "127.0.0.1", 0, ssl=self._tls
+        )
         self.port = int(self._server.sockets[0].getsockname()[1])
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
         return self
 
     async def __aexit__(
