@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from ..processes import free_port
+from .listening import listening
 from .load import CUT
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
@@ -40,7 +41,6 @@ class Ingress:
                 body = msgspec.json.decode(await reader.readexactly(length))
                 await self._answer(body, writer)
         self._open.discard(writer)
-        writer.close()
 
     async def _answer(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         if self.hung:
@@ -54,12 +54,8 @@ class Ingress:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator["Ingress"]:
         """Be there for as long as the context is open."""
-        server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        try:
+        async with listening(self._serve, self.port):
             yield self
-        finally:
-            server.close()
-            self.break_off()
 
     def break_off(self) -> None:
         """Cut every connection, as a restart would."""

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from .listening import listening
+
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 CUT = (OSError, EOFError, asyncio.IncompleteReadError, ValueError)
 """What a caller sees when the server dies under it."""
@@ -42,14 +44,11 @@ class Agent:
                     await asyncio.sleep(self.pause_s)
             writer.write(b'event: done\ndata: {"usage":{"tokens":1}}\n\n')
             await writer.drain()
-        writer.close()
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:
         """Serve on a free port and hand out the address."""
-        server = await asyncio.start_server(self._answer, "127.0.0.1", self.port)
-        async with server:
-            self.port = server.sockets[0].getsockname()[1]
+        async with listening(self._answer, self.port) as self.port:
             yield f"http://127.0.0.1:{self.port}"
 
 

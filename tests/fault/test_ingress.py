@@ -7,6 +7,7 @@ import pytest
 
 from ..processes import Running
 from .ingress import Ingress
+from .listening import listening
 from .load import Agent, follow, invoke, register
 
 Start = Callable[..., Running]
@@ -100,8 +101,7 @@ async def test_an_ingress_that_refuses_is_asked_again(start_server: Start, statu
     server = await asyncio.to_thread(start_server, INGRESS_URL=ingress.url)
     async with Agent(deltas=DELTAS).serving() as agent_url:
         await register(server.url, agent_url)
-        refusing = await asyncio.start_server(refuse, "127.0.0.1", ingress.port)
-        async with refusing:
+        async with listening(refuse, ingress.port):
             run_ids = await _runs(server.url)
             assert refused > 0
         async with ingress.serving():
