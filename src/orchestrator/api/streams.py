@@ -1,8 +1,8 @@
 """Server-sent events: replay then live, and a comment when nothing happens."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -65,7 +65,7 @@ class EventStream(Generic[T]):
             return
         reading = Reading(Wire(scope), self._keep_alive_s)
         try:
-            with reading.watched():
+            with reading:
                 await self._pump(reading, send)
         except Exception:
             log.exception("stream_failed", path=scope["path"])
@@ -90,8 +90,13 @@ class Reading:
     """One reader while it is served: what it is sent, that it is alive, that it has gone.
 
     One task serves it, and a timer looks after both: a silent stream gets a comment, and a reader
-    who takes nothing for a minute is cut.
+    who takes nothing for a minute is cut. As a context it ends early, and quietly, when the reader
+    has gone.
     """
+
+    __slots__ = (
+        "_blocked_since", "_keep_alive_s", "_loop", "_silent", "_task", "_timer", "_wire", "gone",
+    )  # fmt: skip
 
     def __init__(self, wire: Wire, keep_alive_s: float) -> None:
         self._wire = wire
@@ -103,20 +108,17 @@ class Reading:
         self._blocked_since: float | None = None
         self.gone = False
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Serve within this context; it ends early, and quietly, when the reader has gone."""
+    def __enter__(self) -> None:
         self._wire.on_gone(self._cut)
         self._arm()
-        try:
-            yield
-        except asyncio.CancelledError:
-            if not self.gone or self._task is None or self._task.uncancel():
-                raise
-        finally:
-            self._wire.on_gone(None)
-            if self._timer is not None:
-                self._timer.cancel()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        self._wire.on_gone(None)
+        if self._timer is not None:
+            self._timer.cancel()
+        if kind is not asyncio.CancelledError or not self.gone or self._task is None:
+            return False
+        return not self._task.uncancel()
 
     def write(self, body: bytes) -> bool:
         """Send at once; False when the reader does not keep up."""

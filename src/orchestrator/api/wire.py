@@ -23,6 +23,8 @@ class Connection(Protocol):
 class Wire:
     """The way back to one reader, for as long as its answer has begun and not ended."""
 
+    __slots__ = ("_connection", "_cycle", "_flow", "_ours", "_transport")
+
     def __init__(self, scope: Scope) -> None:
         self._connection: Connection = scope[CONNECTION]
         protocol = cast("HttpToolsProtocol", self._connection)

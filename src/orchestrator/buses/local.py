@@ -1,9 +1,7 @@
 """The bus within one process: a dictionary of mailboxes."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
+from typing import Final, Self
 
 from orchestrator.ports import Hear, Hint
 
@@ -18,12 +16,23 @@ class LocalMailbox:
     the store instead, at its own pace, and nobody waits for it.
     """
 
-    def __init__(self, hear: Hear | None = None) -> None:
+    __slots__ = ("_bus", "_bytes", "_hear", "_hints", "_subject", "_waiter", "overflows")
+
+    def __init__(self, bus: "LocalBus", subject: str, hear: Hear | None) -> None:
+        self._bus = bus
+        self._subject = subject
         self._hear = hear
         self._hints: list[Hint] = []
         self._bytes = 0
         self._waiter: asyncio.Future[None] | None = None
         self.overflows = 0
+
+    def __enter__(self) -> Self:
+        self._bus.open(self._subject, self)
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._bus.close(self._subject, self)
 
     async def take(self) -> list[Hint]:
         """Wait until something has come, then return all of it."""
@@ -63,14 +72,16 @@ class LocalBus:
         for mailbox in self._mailboxes.get(subject, ()):
             mailbox.put(hint)
 
-    @contextmanager
-    def subscribe(self, subject: str, hear: Hear | None = None) -> Iterator[LocalMailbox]:
-        """Open a mailbox for `subject`."""
-        mailbox = LocalMailbox(hear)
+    def subscribe(self, subject: str, hear: Hear | None = None) -> LocalMailbox:
+        """Return a mailbox for `subject`, which is open while it is entered."""
+        return LocalMailbox(self, subject, hear)
+
+    def open(self, subject: str, mailbox: LocalMailbox) -> None:
+        """Leave hints about `subject` in a mailbox from now on."""
         self._mailboxes.setdefault(subject, []).append(mailbox)
-        try:
-            yield mailbox
-        finally:
-            self._mailboxes[subject].remove(mailbox)
-            if not self._mailboxes[subject]:
-                del self._mailboxes[subject]
+
+    def close(self, subject: str, mailbox: LocalMailbox) -> None:
+        """Leave no more in it."""
+        self._mailboxes[subject].remove(mailbox)
+        if not self._mailboxes[subject]:
+            del self._mailboxes[subject]

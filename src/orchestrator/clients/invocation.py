@@ -1,8 +1,9 @@
 """One invocation of an agent, whatever its protocol: ask, check the answer, hand out its frames."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
+from types import TracebackType
 from typing import Final, NoReturn, Protocol
 
 from orchestrator.clients.exchange import (
@@ -63,17 +64,36 @@ class AgentHTTP:
         An empty batch is a sign of life. Leaving closes the connection at once unless the answer
         was read to its end. Raises AgentFailure with a code of CONTRACT §4.
         """
-        return self._open(call)
+        return _Invocation(self._http.open(self._dialect.request(call)), self._dialect)
 
-    @asynccontextmanager
-    async def _open(self, call: AgentCall) -> AsyncIterator[AsyncIterator[Sequence[Frame]]]:
-        exchange = self._http.open(self._dialect.request(call))
-        del call
+
+class _Invocation(AbstractAsyncContextManager[AsyncIterator[Sequence[Frame]]]):
+    """One invocation while it is open, which may be for hours: it keeps nothing of its request."""
+
+    __slots__ = ("_dialect", "_exchange")
+
+    def __init__(self, exchange: AbstractAsyncContextManager[Answer], dialect: Dialect) -> None:
+        self._exchange = exchange
+        self._dialect = dialect
+
+    async def __aenter__(self) -> "FrameStream":
         try:
-            async with exchange as answer:
-                yield FrameStream(answer, await self._accept(answer))
+            answer = await self._exchange.__aenter__()
         except ExchangeFailed as error:
             raise _failure_of(error) from error
+        try:
+            return FrameStream(answer, await self._accept(answer))
+        except BaseException as error:
+            await self._exchange.__aexit__(type(error), error, error.__traceback__)
+            raise
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self._exchange.__aexit__(kind, error, tb)
 
     async def _accept(self, answer: Answer) -> Decoder:
         if answer.status != HTTPStatus.OK:
@@ -90,6 +110,8 @@ class AgentHTTP:
 
 class FrameStream:
     """The frames of one answer, a batch for each piece of it; ends after an ending frame."""
+
+    __slots__ = ("_answer", "_decoder", "_failure", "_over")
 
     def __init__(self, answer: Answer, decoder: Decoder) -> None:
         self._answer = answer

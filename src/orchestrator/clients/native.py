@@ -70,6 +70,8 @@ class Native:
 class NativeDecoder:
     """Turns an event stream into frames."""
 
+    __slots__ = ("_parser",)
+
     def __init__(self) -> None:
         self._parser = SSEParser(max_line=LINE_MAX)
 

@@ -32,6 +32,11 @@ class SSEParser:
     further call raises. So what is kept never grows beyond a small multiple of `max_line`.
     """
 
+    __slots__ = (
+        "_after_cr", "_at_start", "_broken", "_data", "_event", "_id", "_max", "_rest",
+        "comments", "last_event_id", "retry",
+    )  # fmt: skip
+
     def __init__(self, max_line: int = 1 << 20) -> None:
         self.last_event_id = ""
         self.retry: int | None = None

@@ -4,8 +4,7 @@ Made for this one thing, it costs a fraction of a general client per event; ever
 not a stream goes through `clients.http`, which is also what this one is compared with.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Final, Self
 
@@ -52,24 +51,23 @@ class StreamingClient:
 
         Leaving before the end of the body closes the connection at once. Raises ExchangeFailed.
         """
-        return self._open(request)
+        return _Exchange(self, request)
 
-    @asynccontextmanager
-    async def _open(self, request: Request) -> AsyncIterator[Answer]:
+    async def begin(self, request: Request) -> tuple[Origin, Connection]:
+        """Send `request` and return the connection, which is the exchange's until `finish`."""
         self._dialer.check(request.url)
         target = Target.of(request.url)
         data = encode(request, target)
         connection = self._reused(target.origin)
         if connection is None:
             connection = await self._dialer.dial(target.origin, Connection)
-        try:
-            connection.send(str(target.origin), data, request.timeout_s)
-            del data, request  # a stream may be open for hours
-            await connection.head()
-            yield connection
-        finally:
-            if connection.finish():
-                self._keep(target.origin, connection)
+        connection.send(str(target.origin), data, request.timeout_s)
+        return target.origin, connection
+
+    def finish(self, origin: Origin, connection: Connection) -> None:
+        """Take a connection back, or close it where its answer was not read to the end."""
+        if connection.finish():
+            self._keep(origin, connection)
 
     def _reused(self, origin: Origin) -> Connection | None:
         idle = self._idle.get(origin, [])
@@ -87,6 +85,36 @@ class StreamingClient:
             return
         connection.expire_in(KEEP_ALIVE_S)
         idle.append(connection)
+
+
+class _Exchange(AbstractAsyncContextManager[Answer]):
+    """One exchange while it is open, which may be for hours: the request is not kept."""
+
+    __slots__ = ("_client", "_connection", "_origin", "_request")
+
+    def __init__(self, client: StreamingClient, request: Request) -> None:
+        self._client = client
+        self._request: Request | None = request
+
+    async def __aenter__(self) -> Answer:
+        request, self._request = self._request, None
+        if request is None:
+            raise RuntimeError("an exchange is entered once")
+        self._origin, self._connection = await self._client.begin(request)
+        try:
+            await self._connection.head()
+        except BaseException:
+            self._client.finish(self._origin, self._connection)
+            raise
+        return self._connection
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._client.finish(self._origin, self._connection)
 
 
 def encode(request: Request, target: Target) -> bytes:

@@ -22,6 +22,12 @@ _SAID: Final = 200
 class Connection(asyncio.Protocol):
     """Carries one exchange after the other; `clients.exchange.Answer` while it carries one."""
 
+    __slots__ = (
+        "_active", "_clock", "_done", "_failure", "_framed", "_head_done", "_head_size",
+        "_headers", "_keep", "_loop", "_lost", "_name", "_parser", "_paused", "_pieces", "_size",
+        "_status", "_transport", "_waiter",
+    )  # fmt: skip
+
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None

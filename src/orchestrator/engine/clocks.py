@@ -29,6 +29,8 @@ class Stopped(Exception):  # not an error: somebody threw the switch
 class Switch:
     """Stops whatever a run is doing, once and for all; throwing it twice changes nothing."""
 
+    __slots__ = ("_clocks", "reason")
+
     def __init__(self) -> None:
         self.reason: str | None = None
         self._clocks: Clocks | None = None
@@ -52,6 +54,11 @@ class Clocks:
     Silence is judged a moment after its time: when this process itself stood still, what the agent
     said meanwhile waits in the socket and is heard first.
     """
+
+    __slots__ = (
+        "_limits", "_loop", "_open", "_quiet", "_quiet_code", "_silent", "_switch", "_timeout",
+        "_timer",
+    )  # fmt: skip
 
     def __init__(self, switch: Switch, limits: dict[str, int | None]) -> None:
         self._switch = switch

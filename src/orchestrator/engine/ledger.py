@@ -153,6 +153,8 @@ class Words:
     The append is the back-pressure: who says more before the last is committed waits for it.
     """
 
+    __slots__ = ("_guard", "_ledger", "_op", "_problem", "_run", "_waiter", "bytes")
+
     def __init__(self, ledger: Ledger, run: Run) -> None:
         self._ledger = ledger
         self._run = run

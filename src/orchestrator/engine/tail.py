@@ -4,6 +4,7 @@ import base64
 import binascii
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
 from typing import Annotated, TypeAlias
 
 import msgspec
@@ -35,18 +36,15 @@ class Tails:
         self._store = store
         self._bus = bus
 
-    @asynccontextmanager
-    async def run(
+    def run(
         self, run_id: str, after: int = 0, sink: Sink | None = None
-    ) -> AsyncIterator[AsyncIterator[Batch]]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
         """Hand out the events of a run with `seq > after`, in batches, up to the terminal event.
 
         What comes while the iterator waits is offered to `sink` first; the iterator goes on behind
         what it took.
         """
-        tail = RunTail(self._store, run_id, after, sink)
-        with self._bus.subscribe(f"run:{run_id}", tail.hear) as mailbox:
-            yield tail.follow(mailbox)
+        return RunTail(self._store, self._bus, run_id, after, sink)
 
     def session(
         self, tenant: str, session_id: str, cursor: str | None = None
@@ -67,14 +65,28 @@ class Tails:
             yield follower.follow(mailbox)
 
 
-class RunTail:
+class RunTail(AbstractAsyncContextManager[AsyncIterator[Batch]]):
     """One reader of one run: from the store as long as it is behind, then from the bus."""
 
-    def __init__(self, store: Store, run_id: str, after: int, sink: Sink | None) -> None:
+    __slots__ = ("_cursor", "_run_id", "_sink", "_store", "_subscription")
+
+    def __init__(self, store: Store, bus: Bus, run_id: str, after: int, sink: Sink | None) -> None:
         self._store = store
+        self._subscription = bus.subscribe(f"run:{run_id}", self.hear)
         self._run_id = run_id
         self._cursor = after
         self._sink = sink
+
+    async def __aenter__(self) -> AsyncIterator[Batch]:
+        return self.follow(self._subscription.__enter__())
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._subscription.__exit__(kind, error, tb)
 
     async def follow(self, mailbox: Mailbox) -> AsyncIterator[Batch]:
         """Yield everything after the cursor, up to the terminal event."""

@@ -24,7 +24,7 @@ _SEGMENTS: Final = "SELECT key, n, data FROM segments WHERE key >= ? AND key <= 
 _FIRST: Final = "SELECT max(key) FROM segments WHERE key >= ? AND key <= ?"
 _SEQ_MAX: Final = 0xFFFFFFFF
 _KEYS_MAX: Final = 100_000
-READ_BYTES: Final = 512 << 10
+READ_BYTES: Final = 256 << 10
 """Bytes of the log after which a read ends, so that nobody has more than that in hand."""
 
 
