@@ -21,6 +21,8 @@ async def listening(answer: Answer, port: int = 0) -> AsyncIterator[int]:
             writer.close()
             with suppress(OSError):
                 await writer.wait_closed()
+        except asyncio.CancelledError:
+            pass  # the block is over; asyncio would report it as an accident
         finally:
             serving.discard(task)
             writer.transport.abort()
