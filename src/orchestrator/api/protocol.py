@@ -47,6 +47,9 @@ class Flow(FlowControl):
 class HTTPProtocol(HttpToolsProtocol):
     """One connection: 64 KiB and 10 s until the headers of a request are complete."""
 
+    # With our own fields in its dict a connection would have too many for Python to share its keys.
+    __slots__ = ("_clock", "_header_bytes", "_in_headers", "left")
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._header_bytes = 0
