@@ -119,7 +119,7 @@ async def invoke(call: Call) -> ASGIApp:
         lambda sink: call.engine.tails.run(run_id, 0, sink),
         agent_frames,
         call.settings.keep_alive_s,
-        headers={"X-Run-ID": run_id},
+        run_id=run_id,
         hung_up=cancelling(call, run_id) if body.on_disconnect == "cancel" else None,
     )
 

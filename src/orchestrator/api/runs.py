@@ -89,7 +89,7 @@ def run_stream(
         (lambda batch: batch.framed(mark)) if run.forks else Batch.frames,
         call.settings.keep_alive_s,
         first=first,
-        headers={"X-Run-ID": run_id},
+        run_id=run_id,
         hung_up=cancelling(call, run_id) if cancel else None,
     )
 

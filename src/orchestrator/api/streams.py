@@ -35,9 +35,11 @@ class EventStream(Generic[T]):
     """An answer that sends batches as they come, until they end or the reader goes.
 
     `open_batches` is given a sink, through which a batch goes straight to the reader's connection
-    where that takes it. `framed` makes the bytes of a batch, empty for nothing. `hung_up` is
-    awaited when the reader went before the end.
+    where that takes it. `framed` makes the bytes of a batch, empty for nothing. The header X-Run-ID
+    names `run_id`. `hung_up` is awaited when the reader went before the end.
     """
+
+    __slots__ = ("_first", "_framed", "_hung_up", "_keep_alive_s", "_open", "_run_id")
 
     def __init__(
         self,
@@ -46,20 +48,19 @@ class EventStream(Generic[T]):
         keep_alive_s: float,
         *,
         first: bytes = b"",
-        headers: dict[str, str] | None = None,
+        run_id: str | None = None,
         hung_up: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self._open = open_batches
         self._framed = framed
         self._keep_alive_s = keep_alive_s
         self._first = first
-        named = [(name.lower().encode(), text.encode()) for name, text in (headers or {}).items()]
-        self._headers = _HEADERS + named
+        self._run_id = run_id
         self._hung_up = hung_up
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI
         """Answer one request."""
-        await send({"type": "http.response.start", "status": 200, "headers": self._headers})
+        await send({"type": "http.response.start", "status": 200, "headers": self._headers()})
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body"})
             return
@@ -73,6 +74,9 @@ class EventStream(Generic[T]):
         if reading.gone and self._hung_up is not None:
             await self._hung_up()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _headers(self) -> list[tuple[bytes, bytes]]:
+        return [*_HEADERS, (b"x-run-id", self._run_id.encode())] if self._run_id else _HEADERS
 
     async def _pump(self, reading: "Reading", send: Send) -> None:
         if self._first:

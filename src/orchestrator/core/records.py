@@ -136,7 +136,7 @@ class Retry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     codes: tuple[str, ...] = ()
 
 
-class Agent(Record, frozen=True, kw_only=True):
+class Agent(Record, frozen=True, kw_only=True, weakref=True):
     """A registered agent. `auth` is sealed by the secret box and never served."""
 
     TABLE = "agents"

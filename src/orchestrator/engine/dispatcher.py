@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from weakref import WeakValueDictionary
 
 from orchestrator.core.errors import Unavailable
 from orchestrator.core.records import Agent, Run
@@ -49,6 +50,7 @@ class Dispatcher:
         self._settings = settings
         self._switches: dict[str, Switch] = {}
         self._slots = Slots()
+        self._agents: WeakValueDictionary[tuple[str, str], Agent] = WeakValueDictionary()
         self._wake = asyncio.Event()
         self._new: set[str] = set()
         self._freed: set[tuple[str, str]] = set()
@@ -145,11 +147,22 @@ class Dispatcher:
             runs.create_task(self._hold(claimed, switch), name=claimed.run.run_id)
         return len(claims)
 
+    async def _agent(self, run: Run) -> Agent | None:
+        """Return the agent as it is now; runs that see the same of it hold one record of it."""
+        world, get = self._ledger.world, self._ledger.store.get
+        agent = await patiently(world, get, Agent, run.tenant, run.agent_id, deciding=True)
+        if agent is None:
+            return None
+        key = (agent.tenant, agent.agent_id)
+        shared = self._agents.get(key)
+        if shared != agent:
+            shared = self._agents[key] = agent
+        return shared
+
     async def _hold(self, claimed: Claimed, switch: Switch) -> None:
         run = claimed.run
         try:
-            world, get = self._ledger.world, self._ledger.store.get
-            agent = await patiently(world, get, Agent, run.tenant, run.agent_id, deciding=True)
+            agent = await self._agent(run)
             lock = self._slots.of(agent) if agent is not None else None
             if lock is None:
                 await self._runner.drive(claimed, agent, switch)
