@@ -5,10 +5,13 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
+from orchestrator.buses.local import LocalBus
+from orchestrator.core.decide import Cancel
 from orchestrator.core.errors import Unavailable
 from orchestrator.core.frames import Delta, Done, Frame
-from orchestrator.core.records import Lease
+from orchestrator.core.records import Lease, Run
 from orchestrator.core.states import RunState
+from orchestrator.engine.ledger import Ledger
 from orchestrator.engine.limits import FENCE_S, LEASE_MS
 from orchestrator.engine.replica import Replica
 from orchestrator.ports import AgentCall
@@ -158,5 +161,33 @@ def test_what_is_claimed_for_a_name_given_up_meanwhile_is_not_driven() -> None:
             found = await rig.engine.runs.get(run.run_id)
             [lease] = await rig.store.find(Lease)
             assert (found.owner, found.epoch) == (lease.owner, 2)
+
+    play(story)
+
+
+def test_a_run_that_another_server_ended_while_the_store_was_away_calls_no_agent() -> None:
+    async def story(virtual: Virtual) -> None:
+        async def script(_: AgentCall) -> AsyncIterator[Sequence[Frame]]:
+            yield [Done()]
+
+        async with virtual.running(script) as rig:
+            await rig.register()
+            away, mended = asyncio.Event(), asyncio.Event()
+
+            async def cut(_: str) -> None:
+                if (found := await rig.store.find(Run)) and found[0].attempt:
+                    away.set()
+                    if not mended.is_set():
+                        raise Unavailable("cut off")
+
+            virtual.store.passage = cut
+            run = await rig.invoke()
+            await away.wait()
+            other = Ledger(rig.store, LocalBus(), virtual.world)
+            await other.insist(await other.load(run.run_id), Cancel(reason="enough"))
+            mended.set()
+            await asyncio.sleep(5)
+            assert (await rig.store.get(Run, run.run_id)).status is RunState.CANCELLED
+            assert rig.agent.calls == []
 
     play(story)

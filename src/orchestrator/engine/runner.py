@@ -10,7 +10,7 @@ from orchestrator.core import backoff
 from orchestrator.core import events as ev
 from orchestrator.core import frames as fr
 from orchestrator.core.decide import Begin, Command, Complete, Fail, Repeat
-from orchestrator.core.errors import AgentFailure, Conflict, StoreFailure
+from orchestrator.core.errors import AgentFailure, Conflict, StoreFailure, Unavailable
 from orchestrator.core.records import Agent, Invocation, Retry, Run
 from orchestrator.core.states import ENDED, RunState
 from orchestrator.engine.clocks import Clocks, Stopped, Switch, limits_of
@@ -148,9 +148,17 @@ class Runner:
     async def _opening(self, run: Run, agent: Agent, invocation: Invocation) -> Stream:
         """Return the call of the agent, which nobody keeps: it has the transcript.
 
-        The agent's clocks do not run yet, for a store that is away is no fault of his.
+        The agent's clocks do not run yet, for a store that is away is no fault of his. When it was,
+        the run is looked at again: nobody tells us what another server did to it meanwhile.
         """
-        call = await patiently(self._ledger.world, self._caller.call, run, agent, invocation)
+        world, ask = self._ledger.world, self._caller.call
+        try:
+            call = await ask(run, agent, invocation)
+        except Unavailable:
+            call = await patiently(world, ask, run, agent, invocation)
+            now = await patiently(world, self._ledger.load, run.run_id, deciding=True)
+            if now.status in ENDED or now.epoch != run.epoch:
+                raise Stopped("ended") from None
         return self._clients[agent.protocol].open(call)
 
     async def _listen(self, stream: Stream, attempt: Attempt, clocks: Clocks) -> None:
