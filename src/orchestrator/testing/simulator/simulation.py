@@ -247,8 +247,8 @@ class Play:
         stage.calm = True
         stage.calmed.set()
         stage.note("the weather", "is calm from now on")
-        # What hung in a server without a store is carried out only now, and may be a new run.
-        await asyncio.sleep(0.5)
+        # A cut may end this late, and what hung in the server is carried out then: maybe a new run.
+        await asyncio.sleep(1)
         await asyncio.wait({acting}, timeout=CALM_S)
         if not acting.done():
             stage.accuse(f"after {CALM_S} s of calm some callers and readers are not done")
