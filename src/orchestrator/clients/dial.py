@@ -14,6 +14,8 @@ from orchestrator.ports import Egress, World
 
 DIAL_S: Final = 10.0
 """How long finding, connecting and securing a connection may take, all addresses together."""
+KEEP_ALIVE_S: Final = 4.0
+"""How long an idle connection is kept; common agent servers close theirs after 5 s."""
 _PORTS: Final = {"http": 80, "https": 443}
 _SAID: Final = 300
 

@@ -16,14 +16,11 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
+from orchestrator.clients.dial import DIAL_S, KEEP_ALIVE_S
 from orchestrator.clients.exchange import Answer, ExchangeFailed, Request
 from orchestrator.core.errors import EgressRefused
 from orchestrator.ports import Egress, World
 
-KEEP_ALIVE_S: Final = 4.0
-"""How long an idle connection is kept; common agent servers close theirs after 5 s."""
-DIAL_S: Final = 10.0
-"""How long finding, connecting and securing a connection may take, all addresses together."""
 BUFFER: Final = 64 * 1024
 """Bytes of a body that may wait to be read; at twice as many we stop reading the socket."""
 HEADER_BYTES, HEADERS = 8190, 128

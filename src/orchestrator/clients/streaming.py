@@ -8,13 +8,11 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Final, Self
 
-from orchestrator.clients.dial import Dialer, Origin, Target
+from orchestrator.clients.dial import KEEP_ALIVE_S, Dialer, Origin, Target
 from orchestrator.clients.exchange import Answer, ExchangeFailed, Request
 from orchestrator.clients.wire import Connection
 from orchestrator.ports import Egress, World
 
-KEEP_ALIVE_S: Final = 4.0
-"""How long an idle connection is kept; common agent servers close theirs after 5 s."""
 IDLE_MAX: Final = 256
 """How many idle connections one origin may leave us with."""
 _STANDING: Final = "User-Agent: orchestrator\r\nAccept-Encoding: identity\r\n"

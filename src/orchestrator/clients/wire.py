@@ -94,9 +94,7 @@ class Connection(asyncio.Protocol):
 
     def finish(self) -> bool:
         """End the exchange; return whether the connection can carry another one."""
-        if self._clock is not None:
-            self._clock.cancel()
-            self._clock = None
+        self._stop_clock()
         again = self._done and self._keep and not self._pieces and self.alive
         self._clear("")
         if not again:
@@ -114,15 +112,18 @@ class Connection(asyncio.Protocol):
 
     def take(self) -> bool:
         """Stop the idle clock; return whether the connection is still good."""
-        if self._clock is not None:
-            self._clock.cancel()
-            self._clock = None
+        self._stop_clock()
         return self.alive
 
     @property
     def alive(self) -> bool:
         """Return whether the connection is open."""
         return self._transport is not None and not self._lost and not self._transport.is_closing()
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
