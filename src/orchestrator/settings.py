@@ -10,14 +10,12 @@ from urllib.parse import urlsplit
 import msgspec
 
 from orchestrator.core.errors import DatabaseRefused, SettingsInvalid
-from orchestrator.core.values import NUMBER_MAX
+from orchestrator.core.values import NUMBER_MAX, is_number
 from orchestrator.stores.sqlite import locate
 
 _UNITS_MS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SIZES: Final = {"": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 _PORT_MAX: Final = 65_535
-_DIGITS_MAX: Final = 16
-"""As many as NUMBER_MAX has."""
 _SHOWN: Final = 100
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]{1,253}")
 LEVELS: Final = ("debug", "info", "warn", "warning", "error")
@@ -88,7 +86,7 @@ def _text(text: str) -> str:
 
 
 def _number(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS_MAX):
+    if not is_number(text):
         raise ValueError(text)
     return _bounded(int(text))
 

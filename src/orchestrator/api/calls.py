@@ -9,15 +9,13 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from orchestrator.core import jsontext
+from orchestrator.core import jsontext, values
 from orchestrator.core.errors import InvalidRequest, TooLarge, TooSlow
 from orchestrator.engine import TENANT, Engine
 
 T = TypeVar("T")
 _THROW_AWAY = 16 << 20
 _THROW_AWAY_S = 2.0
-_DIGITS_MAX = 16
-"""As many as values.NUMBER_MAX has."""
 
 
 class APISettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,9 +52,7 @@ class Call:
         text = self.query(name)
         if text is None:
             return default
-        # Counted first: thousands of digits are no number for Python.
-        plain = text.isascii() and text.isdecimal() and len(text) <= _DIGITS_MAX
-        if not plain or not low <= int(text) <= high:
+        if not values.is_number(text) or not low <= int(text) <= high:
             raise InvalidRequest(f"{name} must be a whole number from {low} to {high}")
         return int(text)
 
@@ -66,10 +62,10 @@ class Call:
 
     def sole_header(self, name: str) -> str | None:
         """Return a header that may be repeated but not contradicted; raises InvalidRequest."""
-        values = set(self.request.headers.getlist(name)) - {""}
-        if len(values) > 1:
+        found = set(self.request.headers.getlist(name)) - {""}
+        if len(found) > 1:
             raise InvalidRequest(f"the header {name} came with differing values; send one")
-        return values.pop() if values else None
+        return found.pop() if found else None
 
     def wants_stream(self) -> bool:
         """Return whether the caller accepts server-sent events."""

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from orchestrator.api.wire import Wire
 from orchestrator.core import events as ev
+from orchestrator.core import values
 from orchestrator.core.batch import Batch
 from orchestrator.core.errors import InvalidRequest
 from orchestrator.engine import SessionEvent
@@ -252,7 +253,7 @@ def resume_point(last_event_id: str | None, after_seq: str | None) -> Resume:
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) <= _DIGITS
+    return values.is_number(text, _DIGITS)
 
 
 _DIGITS: Final = 15

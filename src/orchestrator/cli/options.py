@@ -8,6 +8,7 @@ import click
 
 from orchestrator.cli.failure import CommandFailed
 from orchestrator.cli.server import Server
+from orchestrator.core import values
 
 _DIGITS_MAX: Final = 9
 UNITS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -53,7 +54,6 @@ def age_ms(text: str | None) -> int | None:
     if text is None:
         return None
     number, unit = text[:-1], text[-1:]
-    plain = number.isascii() and number.isdigit() and len(number) <= _DIGITS_MAX
-    if not (plain and unit in UNITS):
+    if not (values.is_number(number, _DIGITS_MAX) and unit in UNITS):
         raise CommandFailed(f"{text!r} is no age; write 30d, 12h, 30m or 90s")
     return int(number) * UNITS[unit]

@@ -13,6 +13,8 @@ LABELS_MAX: Final = 32
 LABEL_LENGTH: Final = 256
 NUMBER_MAX: Final = 1 << 53
 """The bound of every count and every number of milliseconds: JSON's own, RFC 8259 §6."""
+DIGITS_MAX: Final = 16
+"""As many as NUMBER_MAX has."""
 
 
 def name(value: str, field: str) -> str:
@@ -52,6 +54,14 @@ def role(value: str, field: str) -> str:
     if value not in ROLES:
         raise InvalidRequest(f"{field} must be one of {', '.join(ROLES)}")
     return value
+
+
+def is_number(text: str, digits: int = DIGITS_MAX) -> bool:
+    """Return whether a text is a whole number of up to `digits` plain digits.
+
+    They are counted before anybody makes an int of them: thousands are no number for Python.
+    """
+    return text.isascii() and text.isdecimal() and len(text) <= digits
 
 
 def positive(value: int | None, field: str) -> int | None:

@@ -6,6 +6,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from orchestrator.core import values
 from orchestrator.core.decide import Cancel
 from orchestrator.core.errors import Conflict, InvalidRequest, RunNotFound
 from orchestrator.core.events import LogEvent, open_event
@@ -194,7 +195,7 @@ def _states(wanted: Collection[str]) -> Sequence[str]:
 
 
 def _number(cursor: str) -> int:
-    if not (cursor.isascii() and cursor.isdecimal() and len(cursor) <= _DIGITS_MAX):
+    if not values.is_number(cursor, _DIGITS_MAX):
         raise InvalidRequest("the cursor is not one of this list; leave it out to start over")
     return int(cursor)
 
