@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo fmt check test bench docs lock
+.PHONY: help setup run demo fmt check test bench docs lock sbom audit
 LOCK = uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-config \
 	--quiet --custom-compile-command "make lock" $(NEWER) --output-file
 
@@ -35,3 +35,10 @@ lock: ## renew the locks (needs uv); make lock NEWER=--upgrade takes the newest
 	$(LOCK) requirements.lock > /dev/null
 	$(LOCK) requirements-test.lock --extra test --constraints requirements.lock > /dev/null
 	$(LOCK) requirements-bench.lock --extra bench --constraints requirements-test.lock > /dev/null
+	$(MAKE) sbom
+
+sbom: setup ## write deploy/sbom.cdx.json, what the server is made of
+	.venv/bin/python -m deploy.supply_chain
+
+audit: setup ## ask OSV about every pin (needs the network)
+	.venv/bin/python -m deploy.supply_chain audit

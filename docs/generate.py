@@ -12,9 +12,13 @@ from typing import Any, Final
 import click
 from msgspec.structs import FieldInfo, fields
 
+from orchestrator.api.calls import APISettings
+from orchestrator.api.routes import ROUTES
+from orchestrator.api.table import Route
 from orchestrator.cli.failure import MEANINGS as EXIT_MEANINGS
 from orchestrator.cli.failure import Exit
 from orchestrator.cli.main import COMMANDS, program
+from orchestrator.core.access import OPEN, PERMISSIONS, ROLES, RUN_SCOPES, SESSION_SCOPES
 from orchestrator.core.events import CATALOGUE, DELTAS, TERMINAL, Content, Payload
 from orchestrator.core.states import APPROVAL, RUN, TOOL_CALL, Machine, RunState
 from orchestrator.core.values import NUMBER_MAX
@@ -80,7 +84,36 @@ Variables that are known and mean something which this version lacks stop the st
 nobody relies on what is not there: @NOT_READ@.
 
 The commands that talk to a server also read `ORCHESTRATOR_URL`, the server to talk to; without it
-they call port `HTTP_PORT` of this machine.
+they call port `HTTP_PORT` of this machine. `ORCHESTRATOR_KEY` is the key that they show it.
+"""
+
+ACCESS_HEAD: Final = """# Access
+
+Every route asks for one permission, and this page is made from the tables that the server itself
+consults; a server with a route that asks for none does not start. [Keys](keys.md) says how to get
+one. A caller who shows nothing gets 401, one without the permission 403, and whatever belongs to
+another tenant is 404, as if it were not there. A server without keys asks for nothing.
+
+## Permissions
+
+| permission | what it is for | {roles} | session token | run token |
+|---|---|{lines}|---|---|
+"""
+
+ACCESS_TAIL: Final = """
+A word in the column of session tokens is the scope that such a token needs. `own` and `below`
+narrow a run's token to its own run and those below it; a child's token is never wider than that of
+the run which called it, and never reads the transcript. `ADMIN_KEY` and the commands beside the
+database are admins of every tenant. `approver` will decide on approvals, once there are tools. An
+agent's key may be limited to one agent (`--agent`).
+
+## Routes
+
+The body of a request is at most {body}, without a pause of more than {idle}. A key may have a limit
+for each route, by its name, and one for all of them together.
+
+| route | name | permission | body | answer |
+|---|---|---|---|---|
 """
 
 CLI_HEAD: Final = """# Command line
@@ -198,6 +231,34 @@ def settings_page() -> str:
     return f"{NOTICE}\n{head}\n{table()}\n{tail}"
 
 
+def access_page() -> str:
+    """Return docs/access.md."""
+    limits = APISettings()
+    head = ACCESS_HEAD.format(roles=" | ".join(ROLES), lines="|".join(["---"] * len(ROLES)))
+    rows = "".join(map(_permission, PERMISSIONS))
+    tail = ACCESS_TAIL.format(
+        body=f"{limits.body_limit >> 20} MiB", idle=f"{limits.body_idle_s:g} s"
+    )
+    return f"{NOTICE}\n{head}{rows}{tail}{''.join(map(_route, ROUTES))}"
+
+
+def _permission(name: str) -> str:
+    everybody = name == OPEN
+    roles = " | ".join("✓" if everybody or name in may else "" for may in ROLES.values())
+    scopes = ", ".join(f"`{scope}`" for scope, may in SESSION_SCOPES.items() if name in may)
+    runs = "✓" if everybody else RUN_TOKENS.get(name, "✓") if name in RUN_SCOPES else ""
+    return (
+        f"| `{name}` | {PERMISSIONS[name]} | {roles} | {'✓' if everybody else scopes} | {runs} |\n"
+    )
+
+
+def _route(route: Route) -> str:
+    answer = "a stream" if route.stream == "always" else "or a stream" if route.stream else ""
+    body = f"`{route.body.__name__}`" if route.body is not None else ""
+    what = f"`{route.method} {route.path}` | `{route.name}` | `{route.permission}`"
+    return f"| {what} | {body} | {answer} |\n"
+
+
 def cli_page() -> str:
     """Return docs/cli.md."""
     codes = "".join(f"| {code.value} | {EXIT_MEANINGS[code]} |\n" for code in Exit)
@@ -228,10 +289,17 @@ def _option(parameter: click.Parameter) -> str:
     return f"| `{cell}` | {parameter.help}{default} |\n"
 
 
+RUN_TOKENS: Final = {
+    "runs:read": "own, below", "runs:cancel": "own, below", "sessions:read": "own",
+    "agents:invoke": "as a child",
+}  # fmt: skip
+"""How a run's token is narrowed."""
+
 PAGES: Final = {
     "events.md": events_page,
     "states.md": states_page,
     "settings.md": settings_page,
+    "access.md": access_page,
     "cli.md": cli_page,
 }
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.clients import native, refusal
-from orchestrator.core import errors, values
+from orchestrator import settings
+from orchestrator.api import admission
+from orchestrator.clients import fetch, native, refusal
+from orchestrator.core import credentials, errors, ratelimit, values
 from orchestrator.core.errors import AgentFailure, OrchestratorError
 from orchestrator.core.events import CATALOGUE
 from orchestrator.core.records import Retry
-from orchestrator.engine import intake, limits, pusher, registry
+from orchestrator.engine import access, audit, intake, keys, limits, pusher, registry, tokens
 
 ROOT = Path(__file__).resolve().parents[1]
 SKIPPED = {".venv", ".git", "node_modules", ".pytest_cache", "src"}  # src: a part of API.md
@@ -74,7 +76,7 @@ def test_every_page_is_in_the_index() -> None:
     assert missing == ["index.md"]
 
 
-@pytest.mark.parametrize("name", ["events.md", "states.md", "settings.md", "cli.md"])
+@pytest.mark.parametrize("name", ["events.md", "states.md", "settings.md", "access.md", "cli.md"])
 def test_generated_pages_are_current(name: str) -> None:
     generator: dict[str, Any] = runpy.run_path(str(ROOT / "docs" / "generate.py"))
     assert (ROOT / "docs" / name).read_text() == generator["PAGES"][name](), "run docs/generate.py"
@@ -166,6 +168,16 @@ STATED = {
     "undelivered pushes to the ingress": f"{pusher.GRACE_MS // 1000} s",
     "runs remembered for the ingress": f"{pusher.TRACKS_MAX:,}",
     "heartbeat of an agent": f"every {registry.HEARTBEAT_S} s",
+    "a credential in a request": f"{admission.SHOWN_MAX >> 10} KiB",
+    "a token of ours": f"{credentials.TOKEN_MAX:,} characters",
+    "`ADMIN_KEY`, a key in `SECRET_KEY`": f"at least {settings.ADMIN_KEY_MIN} ",
+    "limits remembered at a time": f"{ratelimit.SIZE:,}",
+    "life of the old key of a rotation": f"{keys.OVERLAP_S:,} s",
+    "life of a session's token": f"{tokens.TTL_S:,} s, up to {tokens.TTL_MAX_S:,} s",
+    "a revoked key, token or right is believed": f"{access.LOOK_S:g} s",
+    "security events of one kind": f"one audit entry in {audit.WINDOW_S:g} s",
+    "keys and agents in one list, secrets in one rotation": f"{keys.KEYS_MAX:,}",
+    "documents of an identity provider": f"{fetch.DOCUMENT_MAX >> 10} KiB, {fetch.TIMEOUT_S:g} s",
     "`request_id`": f"1 to {intake.REQUEST_ID_MAX} characters",
 }
 """Rows of the page of limits and what the code says their figure begins with."""

@@ -25,17 +25,28 @@ HOMES = {
     "aiohttp": ("clients/",),
     "apsw": ("stores/sqlite/",),
     "click": ("cli/",),
-    "cryptography": ("guards/",),
+    "cryptography": ("guards/", "testing/fake_idp.py"),
     "httptools": ("clients/", "api/"),
+    "jwt": ("guards/oidc.py", "testing/fake_idp.py"),
     "msgspec": ("",),
-    "prometheus_client": ("telemetry.py", "api/metrics.py"),
+    "prometheus_client": ("telemetry/durations.py", "api/metrics.py"),
     "rich": ("cli/",),
     "starlette": ("api/",),
-    "structlog": ("telemetry.py",),
+    "structlog": ("telemetry/logs.py",),
     "uvicorn": ("app.py", "api/"),
     "uvloop": ("app.py", "cli/"),
     "yarl": ("clients/",),
 }
+
+# Libraries that are imported by another name than they are installed by.
+IMPORTED_AS = {
+    "pyjwt": "jwt",
+    "opentelemetry-sdk": "opentelemetry",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+}
+
+# The same for what only an extra installs.
+HOMES_OF_EXTRAS = {"opentelemetry": ("telemetry/otlp.py",)}
 
 # Libraries that uvicorn loads when its settings name them.
 LOADED_BY_NAME = {"httptools", "uvloop"}
@@ -152,18 +163,20 @@ def test_no_file_names_a_machine(pattern: re.Pattern[str]) -> None:
 
 
 def test_each_library_has_a_home() -> None:
+    homes = HOMES | HOMES_OF_EXTRAS
     strangers = [
         f"{name(file)} imports {library}"
         for file in SOURCES
         for library in imports(file) - {"orchestrator"} - sys.stdlib_module_names
-        if not file.relative_to(PACKAGE).as_posix().startswith(HOMES.get(library, ()))
+        if not file.relative_to(PACKAGE).as_posix().startswith(homes.get(library, ()))
     ]
     assert not strangers, "outside its home (HOMES in this file)"
 
 
 def test_homes_are_the_dependencies() -> None:
     declared = {
-        library.replace("-", "_") for library in required(PROJECT["project"]["dependencies"])
+        IMPORTED_AS.get(library, library.replace("-", "_"))
+        for library in required(PROJECT["project"]["dependencies"])
     }
     assert declared == HOMES.keys()
 
@@ -176,7 +189,7 @@ def test_every_dependency_is_used() -> None:
 def test_every_test_dependency_is_used() -> None:
     used = set().union(*(imports(file) for file in PYTHON_FILES))
     declared = required(PROJECT["project"]["optional-dependencies"]["test"]) - RUN_BY_NAME
-    assert {library.replace("-", "_") for library in declared} <= used
+    assert {IMPORTED_AS.get(library, library.replace("-", "_")) for library in declared} <= used
 
 
 def test_locks_hold_what_is_declared() -> None:

@@ -7,6 +7,7 @@ import gc
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -14,18 +15,20 @@ import uvicorn
 
 import orchestrator
 from orchestrator.api import APISettings, create_app
+from orchestrator.api.inprocess import InProcess
 from orchestrator.api.protocol import HTTPProtocol
 from orchestrator.buses.local import LocalBus
 from orchestrator.clients.agents import agent_clients
+from orchestrator.clients.fetch import fetch
 from orchestrator.clients.http import HTTPClient
 from orchestrator.clients.probe import HTTPProbe
 from orchestrator.clients.push import IngressPush
 from orchestrator.clients.streaming import StreamingClient
-from orchestrator.core.errors import DatabaseRefused, PortBusy, StoreFailure
-from orchestrator.engine import Engine, EngineSettings, Outside
+from orchestrator.core.errors import DatabaseRefused, PortBusy, SettingsInvalid, StoreFailure
+from orchestrator.engine import AccessSettings, Engine, EngineSettings, Outside
 from orchestrator.guards.egress import EgressGuard
 from orchestrator.guards.secretbox import open_box
-from orchestrator.ports import AgentClient, AgentProbe
+from orchestrator.ports import AgentClient, AgentProbe, Identity
 from orchestrator.settings import Settings
 from orchestrator.stores.sqlite import locate, open_store
 from orchestrator.telemetry import get_logger
@@ -55,8 +58,7 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
         durability=settings.durability,
     )
     try:
-        loopback = settings.loopback
-        egress = EgressGuard(allow=settings.egress_allow, loopback=loopback)
+        egress = EgressGuard(allow=settings.egress_allow, loopback=settings.loopback)
         box = open_box(settings.secret_keys, settings.secret_key_file)
         async with (
             HTTPClient(world, egress) as http,
@@ -70,11 +72,29 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
                 agents=agent_clients(streaming),
                 egress=egress,
                 box=box,
+                signer=box,
+                identity=_identity(settings, http, world),
                 push=push,
             )
             yield Engine(outside, _engine_settings(settings))
     finally:
         await store.close()
+
+
+def _identity(settings: Settings, http: HTTPClient, world: RealWorld) -> Identity | None:
+    if settings.oidc_issuer is None:
+        return None
+    from orchestrator.guards.oidc import OIDC, Rules  # noqa: PLC0415  # a start without is quicker
+
+    rules = Rules(
+        issuer=settings.oidc_issuer,
+        audiences=settings.oidc_audience,
+        jwks_url=settings.oidc_jwks_url,
+        role_claim=settings.oidc_role_claim,
+        tenant_claim=settings.oidc_tenant_claim,
+        person_claim=settings.oidc_person_claim,
+    )
+    return OIDC(rules, partial(fetch, http), world)
 
 
 class OpenClients(NamedTuple):
@@ -102,6 +122,18 @@ async def backup(settings: Settings, path: str) -> None:
         await store.close()
 
 
+async def ask(settings: Settings, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+    """Return status and body of one API request, answered without a server, by the database.
+
+    Who can open the file is its operator, so no key is asked for. Raises DatabaseRefused.
+    """
+    async with open_engine(settings) as engine:
+        app = create_app(engine, APISettings(auth_mode="off"))
+        answer = InProcess(method, path, body)
+        await app(answer.scope, answer.receive, answer.send)
+        return answer.status, answer.body
+
+
 async def try_store(settings: Settings) -> None:
     """Open the database and commit to its disk; raises DatabaseRefused or Unavailable."""
     store = await open_store(
@@ -125,6 +157,11 @@ def _engine_settings(settings: Settings) -> EngineSettings:
         retention_runs_ms=settings.retention_runs_ms,
         retention_deltas_ms=settings.retention_deltas_ms,
         base_url=settings.agent_base_url,
+        access=AccessSettings(
+            admin_key=settings.admin_key,
+            open=settings.auth_mode == "off",
+            keys_only=settings.auth_mode == "keys",
+        ),
     )
 
 
@@ -139,6 +176,7 @@ async def serve(settings: Settings, *, beside: Beside | None = None) -> int:
     with _listening(settings.http_host, settings.http_port) as sockets:
         own = settings.at(sockets[0].getsockname()[1])
         async with open_engine(own) as engine:
+            await _must_know_callers(engine, own)
             code = 1
             try:
                 code = await _serve(engine, own, sockets, beside)
@@ -151,6 +189,20 @@ def _must_write(settings: Settings) -> None:
     if locate(settings.database_url).mode == "ro":
         raise DatabaseRefused(
             "DATABASE_URL says mode=ro, and a server writes; leave the mode out, or say mode=rw"
+        )
+
+
+async def _must_know_callers(engine: Engine, settings: Settings) -> None:
+    """Refuse to serve others while nobody has a key."""
+    await engine.access.look()
+    if settings.auth_mode == "off" or engine.access.has_keys:
+        return
+    if settings.auth_mode == "keys" or not settings.loopback:
+        why = f"HTTP_HOST={settings.http_host} lets others call"
+        raise SettingsInvalid(
+            f"{'AUTH_MODE=keys asks for keys' if settings.loopback else why}, and there is no key "
+            "yet. Make one: ./orchestrator keys create --role admin NAME\n"
+            "  Or say that everybody may do everything: AUTH_MODE=off ./orchestrator"
         )
 
 
@@ -237,6 +289,9 @@ def _uvicorn(engine: Engine, settings: Settings) -> uvicorn.Config:
         version=orchestrator.__version__,
         auth_mode=settings.auth_mode,
         public_url=settings.public_url,
+        base_path=settings.base_path,
+        trusted_proxies=settings.trusted_proxies,
+        cors_origins=settings.cors_origins,
         keep_alive_s=settings.keep_alive_ms / 1000,
     )
     return uvicorn.Config(

@@ -15,6 +15,7 @@ from orchestrator.core.events import Content
 from orchestrator.core.frames import Frame
 from orchestrator.core.ops import Op, Outcome
 from orchestrator.core.records import R, Run, Timer
+from orchestrator.core.secret import Secret
 
 # ---------------------------------------------------------------- store
 
@@ -179,6 +180,8 @@ class AgentCall(msgspec.Struct, frozen=True, kw_only=True):
     """One invocation of an agent, as the client of its protocol needs it."""
 
     endpoint: str
+    operator: bool = True
+    """Whether an operator vouches for the endpoint, which may then be a private address."""
     agent_id: str
     session_id: str
     run_id: str
@@ -188,10 +191,11 @@ class AgentCall(msgspec.Struct, frozen=True, kw_only=True):
     messages: Sequence[dict[str, Any]] = ()
     context: dict[str, Any] = {}
     resume: dict[str, Any] | None = None
-    credential: str | None = None
+    credential: Secret | None = None
     traceparent: str
+    tracestate: str | None = None
     base_url: str
-    run_token: str | None = None
+    run_token: Secret | None = None
 
 
 class AgentClient(Protocol):
@@ -218,7 +222,9 @@ class ProbeAnswer(msgspec.Struct, frozen=True):
 class AgentProbe(Protocol):
     """Asks an agent how it is."""
 
-    async def probe(self, endpoint: str, credential: str | None) -> ProbeAnswer:
+    async def probe(
+        self, endpoint: str, credential: str | None, *, operator: bool = True
+    ) -> ProbeAnswer:
         """Ask `GET {endpoint}/health`; 404, 405, 501 mean unknown. A sick agent never raises."""
         ...
 
@@ -250,6 +256,39 @@ class SecretBox(Protocol):
 
     def unseal(self, sealed: bytes, context: str) -> str:
         """Return the secret; raises ValueError if another key or another place sealed it."""
+        ...
+
+    def is_current(self, sealed: bytes, context: str) -> bool:
+        """Return whether it is sealed with the key that seals now."""
+        ...
+
+
+class Signer(Protocol):
+    """Signs tokens with the secret that the box seals with, for a purpose of their own."""
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the signature of `message`, 32 bytes."""
+        ...
+
+    def is_signed(self, message: bytes, signature: bytes) -> bool:
+        """Return whether one of our keys made the signature; takes the same time either way."""
+        ...
+
+
+class Person(msgspec.Struct, frozen=True):
+    """Somebody whom an identity provider vouches for; `role` is one of ours, times are ms UTC."""
+
+    subject: str
+    tenant: str
+    role: str
+    expires_at: int
+
+
+class Identity(Protocol):
+    """Knows the people of an identity provider."""
+
+    async def verify(self, token: str) -> Person:
+        """Return whom a token names; raises Unauthorized, Forbidden or Unavailable."""
         ...
 
 

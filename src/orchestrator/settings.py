@@ -4,12 +4,14 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
 
 from orchestrator.core.errors import DatabaseRefused, SettingsInvalid
+from orchestrator.core.secret import Secret
 from orchestrator.core.values import NUMBER_MAX, is_number
 from orchestrator.stores.sqlite import locate
 
@@ -18,6 +20,7 @@ _SIZES: Final = {"": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 _PORT_MAX: Final = 65_535
 _SHOWN: Final = 100
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]{1,253}")
+ADMIN_KEY_MIN: Final = 32
 LEVELS: Final = ("debug", "info", "warn", "warning", "error")
 
 
@@ -41,10 +44,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_ms: int
     keep_alive_ms: int
     auth_mode: str
+    admin_key: Secret | None
+    oidc_issuer: str | None
+    oidc_audience: tuple[str, ...]
+    oidc_jwks_url: str | None
+    oidc_role_claim: str
+    oidc_tenant_claim: str
+    oidc_person_claim: str
     public_url: str
     agent_base_url: str
+    base_path: str
+    trusted_proxies: tuple[str, ...]
+    cors_origins: tuple[str, ...]
     egress_allow: tuple[str, ...]
-    secret_keys: tuple[str, ...]
+    secret_keys: tuple[Secret, ...]
     secret_key_file: str
     log_level: str
 
@@ -55,7 +68,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def at(self, port: int) -> "Settings":
         """Return the settings of a server that was given a port by the system."""
-        old, new = _address(self.http_host, self.http_port), _address(self.http_host, port)
+        old, new = (
+            _under(_address(self.http_host, one), self.base_path) for one in (self.http_port, port)
+        )
         return msgspec.structs.replace(
             self,
             http_port=port,
@@ -141,6 +156,46 @@ def _list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def _secrets(text: str) -> tuple[Secret, ...]:
+    return tuple(map(Secret, _list(text)))
+
+
+def _admin_key(text: str) -> Secret:
+    if len(text) < ADMIN_KEY_MIN or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError
+    return Secret(text)
+
+
+def _networks(text: str) -> tuple[str, ...]:
+    return tuple(str(ip_network(word, strict=False)) for word in _list(text))
+
+
+def _issuer(text: str) -> str:
+    _url(text)
+    return text  # it is compared with the tokens' own word, so a slash at its end counts
+
+
+def _keys_url(text: str) -> str:
+    _url(text.partition("?")[0])
+    return text
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    words = _list(text)
+    for word in words:
+        parts = urlsplit(_url(word))
+        if word != f"{parts.scheme}://{parts.netloc}":
+            raise ValueError(word)
+    return words
+
+
+def _prefix(text: str) -> str:
+    prefix = text.rstrip("/")
+    if prefix and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", prefix):
+        raise ValueError(text)
+    return prefix
+
+
 def _egress(text: str) -> tuple[str, ...]:
     words = _list(text)
     for word in words:
@@ -174,6 +229,8 @@ def _choice(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+_OPTIONAL: Final = (_text, _url, _host, _admin_key, _issuer, _keys_url)
+"""Parsers of variables that may be unset; then the value is None."""
 _UP_TO: Final = f"up to {NUMBER_MAX}"
 _MS: Final = f"a number of milliseconds above 0, {_UP_TO}"
 _OFF_MS: Final = f"a number of milliseconds {_UP_TO}, or off"
@@ -185,8 +242,7 @@ VARIABLES: Final[tuple[Variable, ...]] = (
     Variable("HTTP_PORT", "http_port", _port, "a port from 0 to 65535", "8080",
              "where the server listens; 0 takes any free port"),
     Variable("HTTP_HOST", "http_host", _host, "an address of this machine", "",
-             "unset: both loopback addresses; any other address needs `AUTH_MODE=off` until there "
-             "are keys"),
+             "unset: both loopback addresses; any other address needs a key, or `AUTH_MODE=off`"),
     Variable("DATABASE_URL", "database_url", _text, "file:PATH or sqlite:///PATH",
              "file:orchestrator.db?cache=shared&mode=rwc",
              "the database, relative to the folder the command was called in; of the parameters "
@@ -219,18 +275,48 @@ VARIABLES: Final[tuple[Variable, ...]] = (
              "how long runs in flight may go on after SIGTERM"),
     Variable("KEEP_ALIVE_MS", "keep_alive_ms", _positive, _MS, "15000",
              "how often a silent stream gets a comment"),
-    Variable("AUTH_MODE", "auth_mode", _choice("auto", "off"), "auto or off", "auto",
-             "`auto`: without keys only this machine is served; `off`: everybody who can reach it"),
+    Variable("AUTH_MODE", "auth_mode", _choice("auto", "keys", "off"), "auto, keys or off", "auto",
+             "`auto`: without any key only this machine is served; `keys`: nobody without a key; "
+             "`off`: everybody who can reach it"),
+    Variable("ADMIN_KEY", "admin_key", _admin_key,
+             f"{ADMIN_KEY_MIN} or more printable characters without spaces", "",
+             "a bearer that may do everything for every tenant; it makes the first key",
+             secret=True),
+    Variable("ADMIN_KEY_FILE", "admin_key_file", _text, "a path", "",
+             "where the key is when `ADMIN_KEY` is unset"),
+    Variable("OIDC_ISSUER", "oidc_issuer", _issuer, _HTTP, "",
+             "the identity provider whose bearer tokens are taken; unset: none are"),
+    Variable("OIDC_AUDIENCE", "oidc_audience", _list, "a comma list", "",
+             "whom such a token must be for; needed with `OIDC_ISSUER`"),
+    Variable("OIDC_JWKS_URL", "oidc_jwks_url", _keys_url, _HTTP, "",
+             "where the provider's keys are; unset: what its discovery document says"),
+    Variable("OIDC_ROLE_CLAIM", "oidc_role_claim", _text, "the name of a claim",
+             "orchestrator_role",
+             "the claim that holds a role, or a list of them; dots lead into objects"),
+    Variable("OIDC_TENANT_CLAIM", "oidc_tenant_claim", _text, "the name of a claim",
+             "orchestrator_tenant", "the claim that holds the tenant; absent means `default`"),
+    Variable("OIDC_PERSON_CLAIM", "oidc_person_claim", _text, "the name of a claim", "sub",
+             "the claim by which a person is called"),
     Variable("PUBLIC_URL", "public_url", _url, _HTTP, "",
              "the address by which callers reach the server: its host is taken in `Host` and "
              "`Origin`, and agents are told it; unset: the server's own address"),
     Variable("AGENT_BASE_URL", "agent_base_url", _url, _HTTP, "",
              "what agents are told to call back; unset: `PUBLIC_URL`"),
+    Variable("BASE_PATH", "base_path", _prefix, "a path such as /orchestrator", "/",
+             "a prefix of every path, for a proxy that serves more than this"),
+    Variable("TRUSTED_PROXIES", "trusted_proxies", _networks,
+             "a comma list of addresses and networks such as 10.0.0.0/8", "",
+             "whose `X-Forwarded-For` says who called"),
+    Variable("CORS_ORIGINS", "cors_origins", _origins,
+             "a comma list of origins such as https://app.example", "",
+             "the pages of other origins that may call"),
     Variable("EGRESS_ALLOW", "egress_allow", _egress,
              "a comma list of `loopback`, networks such as 10.0.0.0/8 and host patterns", "",
-             "what else may be dialled: `loopback`, networks such as 10.0.0.0/8, host patterns"),
-    Variable("SECRET_KEY", "secret_keys", _list, "a comma list of keys", "",
-             "encrypts credentials; the first encrypts, all decrypt", secret=True),
+             "what else may be dialled: `loopback`, networks such as 10.0.0.0/8, patterns of hosts "
+             "or addresses"),
+    Variable("SECRET_KEY", "secret_keys", _secrets, "a comma list of keys", "",
+             "encrypts credentials and signs tokens; the first does, all decrypt and verify",
+             secret=True),
     Variable("SECRET_KEY_FILE", "secret_key_file", _text, "a path", "",
              "where the key is when `SECRET_KEY` is unset; unset: beside the database, `.key`"),
     Variable("LOG_LEVEL", "log_level", _choice(*LEVELS), ", ".join(LEVELS), "info",
@@ -240,11 +326,6 @@ VARIABLES: Final[tuple[Variable, ...]] = (
 
 NOT_READ: Final = {
     "BUS_URL": "bus but its own",
-    "ADMIN_KEY": "keys: it serves its own machine, or everybody with AUTH_MODE=off",
-    "ADMIN_KEY_FILE": "keys: it serves its own machine, or everybody with AUTH_MODE=off",
-    "TRUSTED_PROXIES": "trust in what proxies say of their callers",
-    "BASE_PATH": "prefix for its paths",
-    "CORS_ORIGINS": "pages of other origins among its callers",
     "LLM_ROUTER_URL": "LLM proxy",
     "LITELLM_URL": "LLM proxy",
     "LLM_API_KEY": "LLM proxy",
@@ -280,17 +361,32 @@ def server_url(env: Mapping[str, str] | None = None) -> str:
     return around.get("ORCHESTRATOR_URL") or f"http://localhost:{_read(port, around)}"
 
 
+def server_named(env: Mapping[str, str] | None = None) -> bool:
+    """Return whether ORCHESTRATOR_URL names a server, so that no other is meant."""
+    return bool((os.environ if env is None else env).get("ORCHESTRATOR_URL"))
+
+
+def server_key(env: Mapping[str, str] | None = None) -> Secret | None:
+    """Return the key that the commands show: ORCHESTRATOR_KEY."""
+    text = (os.environ if env is None else env).get("ORCHESTRATOR_KEY")
+    if not text:
+        return None
+    if not text.isascii() or not text.isprintable():
+        raise SettingsInvalid("ORCHESTRATOR_KEY must be a key: printable ASCII such as ok_live_…")
+    return Secret(text.strip())
+
+
 def _read(variable: Variable, around: Mapping[str, str]) -> Any:
     text = around.get(variable.name)
     if text is None or (not text and variable.name != "INGRESS_URL"):
         text = variable.default
-        if not text and variable.parse in (_text, _url, _host):
+        if not text and variable.parse in _OPTIONAL:
             return None
     try:
         text.encode()  # what is no text arrives as unpaired surrogates
         return variable.parse(text.strip())
     except ValueError:
-        shown = "a secret" if variable.secret else _shown(text)
+        shown = "what it is now" if variable.secret else _shown(text)
         raise SettingsInvalid(f"{variable.name} must be {variable.expected}, not {shown}") from None
 
 
@@ -302,12 +398,13 @@ def _completed(values: dict[str, Any]) -> Settings:
     host = values["http_host"]
     if host == "localhost":
         host = values["http_host"] = None
-    if host and not is_loopback(host) and values["auth_mode"] == "auto":
-        raise SettingsInvalid(
-            f"HTTP_HOST={host} would let others call a server without keys; leave HTTP_HOST unset, "
-            "or say with AUTH_MODE=off that this is meant"
-        )
-    public = values["public_url"] or _address(host, values["http_port"])
+    base = values["base_path"]
+    public = _under(values["public_url"] or _address(host, values["http_port"]), base)
+    key_file = values.pop("admin_key_file")
+    if values["admin_key"] is None and key_file is not None:
+        values["admin_key"] = _admin_key_of(key_file)
+    if values["oidc_issuer"] and not values["oidc_audience"]:
+        raise SettingsInvalid("OIDC_ISSUER needs OIDC_AUDIENCE: whom its tokens must be for")
     try:
         path = locate(values["database_url"]).path
     except DatabaseRefused as error:
@@ -316,6 +413,19 @@ def _completed(values: dict[str, Any]) -> Settings:
     values["agent_base_url"] = values["agent_base_url"] or public
     values["secret_key_file"] = values["secret_key_file"] or f"{path}.key"
     return Settings(**values)
+
+
+def _under(url: str, base: str) -> str:
+    """Return the address at which a server with a path prefix is reached."""
+    return url if url.rstrip("/").endswith(base) else url.rstrip("/") + base
+
+
+def _admin_key_of(path: str) -> Secret:
+    try:
+        return _admin_key(Path(path).read_text(encoding="utf-8").strip())
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or f"it needs {ADMIN_KEY_MIN} or more characters"
+        raise SettingsInvalid(f"ADMIN_KEY_FILE {_shown(path)} cannot be taken: {why}") from None
 
 
 def _address(host: str | None, port: int) -> str:

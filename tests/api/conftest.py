@@ -98,9 +98,11 @@ def invocation(text: Any = "hello", **fields: Any) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def serving(path: Path, script: Any = say, **settings: Any) -> AsyncIterator[Client]:
-    """Serve the API of an engine on the database at `path`."""
-    async with running(path, script) as rig:
+async def serving(
+    path: Path, script: Any = say, engine: dict[str, Any] | None = None, **settings: Any
+) -> AsyncIterator[Client]:
+    """Serve the API of an engine on the database at `path`; `engine` are the engine's settings."""
+    async with running(path, script, **(engine or {})) as rig:
         config = uvicorn.Config(
             create_app(rig.engine, APISettings(**settings)),
             host="127.0.0.1", port=0, http=HTTPProtocol, lifespan="off", ws="none",

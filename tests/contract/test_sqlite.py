@@ -251,7 +251,7 @@ async def test_an_upgrade_begins_with_a_backup(
     first = await open_store(f"file:{tmp_path}/o.db", world=FakeWorld())
     await first.commit(r.accept(r.run(1)))
     await first.close()
-    steps = [*schema.migrations(), (2, "ALTER TABLE runs ADD COLUMN later TEXT;")]
+    steps = [*schema.migrations(), (99, "ALTER TABLE runs ADD COLUMN later TEXT;")]
     monkeypatch.setattr(schema, "migrations", lambda: steps)
     second = await open_store(f"file:{tmp_path}/o.db", world=FakeWorld())
     assert (await second.get(Run, r.run(1).run_id)) is not None
@@ -259,7 +259,7 @@ async def test_an_upgrade_begins_with_a_backup(
     monkeypatch.undo()
     assert "newer version" in await refused(f"file:{tmp_path}/o.db")
     (tmp_path / "o.db").unlink()
-    (tmp_path / "o.db.before-2").rename(tmp_path / "o.db")
+    (tmp_path / "o.db.before-99").rename(tmp_path / "o.db")
     third = await open_store(f"file:{tmp_path}/o.db", world=FakeWorld())
     assert await third.count(Run) == 1
     await third.close()
@@ -270,7 +270,7 @@ async def test_an_upgrade_that_fails_changes_nothing(
 ) -> None:
     first = await open_store(f"file:{tmp_path}/o.db", world=FakeWorld())
     await first.close()
-    steps = [*schema.migrations(), (2, "CREATE TABLE x (a); CREATE TABLE x (a);")]
+    steps = [*schema.migrations(), (99, "CREATE TABLE x (a); CREATE TABLE x (a);")]
     monkeypatch.setattr(schema, "migrations", lambda: steps)
     with pytest.raises((apsw.SQLError, DatabaseRefused)):
         await open_store(f"file:{tmp_path}/o.db", world=FakeWorld())

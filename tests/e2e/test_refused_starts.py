@@ -58,8 +58,22 @@ def test_a_database_that_is_a_folder_or_elsewhere(tmp_path: Path) -> None:
 
 
 def test_a_variable_that_this_version_does_not_read(tmp_path: Path) -> None:
-    assert "ADMIN_KEY is set" in refused(tmp_path, ADMIN_KEY="x")
+    assert "LLM_ROUTER_URL is set" in refused(tmp_path, LLM_ROUTER_URL="http://x")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"AUTH_MODE": "keys"}, {"HTTP_HOST": "0.0.0.0"}],  # noqa: S104  # refused before it listens
+    ids=["keys", "others"],
+)
+def test_a_server_for_others_without_a_key(tmp_path: Path, told: dict[str, str]) -> None:
+    sentence = refused(tmp_path, **told)
+    assert "./orchestrator keys create --role admin NAME" in sentence
+    assert "AUTH_MODE=off ./orchestrator" in sentence
+    key = "k" * 31
+    assert "ADMIN_KEY must be 32 or more" in (short := refused(tmp_path, ADMIN_KEY=key))
+    assert key not in short
 
 
 def test_a_key_that_is_too_short_or_no_text(tmp_path: Path) -> None:

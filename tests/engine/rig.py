@@ -15,6 +15,8 @@ from orchestrator.core.states import ENDED
 from orchestrator.engine import Engine, EngineSettings, Invoke, Outside, Registration
 from orchestrator.ports import AgentCall
 from orchestrator.stores.sqlite import open_store
+from orchestrator.testing.open_egress import OpenEgress
+from orchestrator.testing.plain_box import PlainBox
 from orchestrator.world import RealWorld
 
 Script = Callable[[AgentCall], AsyncIterator[Sequence[Frame]]]
@@ -47,31 +49,6 @@ class ScriptedAgent:
         finally:
             self.open_now -= 1
             self.closed.append(call.run_id)
-
-
-class OpenEgress:
-    """Lets everything pass."""
-
-    def check(self, url: str, *, operator: bool) -> None:
-        """Allow."""
-
-    def judge(self, host: str, address: str, *, operator: bool) -> None:
-        """Allow."""
-
-
-class PlainBox:
-    """Keeps secrets readable, for tests that do not look at them."""
-
-    def seal(self, secret: str, context: str) -> bytes:
-        """Return the secret with its context."""
-        return f"{context}|{secret}".encode()
-
-    def unseal(self, sealed: bytes, context: str) -> str:
-        """Return the secret if the context is right."""
-        place, secret = sealed.decode().split("|")
-        if place != context:
-            raise ValueError(context)
-        return secret
 
 
 class Rig:
@@ -123,6 +100,7 @@ async def running(
         agents={"native": agent},
         egress=OpenEgress(),
         box=PlainBox(),
+        signer=PlainBox(),
         push=push,
     )
     engine = Engine(outside, EngineSettings(**({"drain_timeout_ms": 50} | settings)))

@@ -11,9 +11,11 @@ from orchestrator.core.states import RunState
 from orchestrator.engine import Engine, EngineSettings, Invoke, Outside, Registration
 from orchestrator.ports import AgentCall
 from orchestrator.stores.sqlite import open_store
+from orchestrator.testing.open_egress import OpenEgress
+from orchestrator.testing.plain_box import PlainBox
 from orchestrator.world import RealWorld
 
-from .rig import OpenEgress, PlainBox, ScriptedAgent, running, until
+from .rig import ScriptedAgent, running, until
 
 Frames = AsyncIterator[Sequence[Frame]]
 
@@ -33,7 +35,7 @@ async def _crash_in_flight(path: Path, on_lost: str) -> tuple[Run, Run]:
     agent = ScriptedAgent(hang)
     outside = Outside(
         store=store, bus=LocalBus(), world=RealWorld(), agents={"native": agent},
-        egress=OpenEgress(), box=PlainBox(),
+        egress=OpenEgress(), box=PlainBox(), signer=PlainBox(),
     )  # fmt: skip
     engine = Engine(outside, EngineSettings())
     await engine.agents.register(

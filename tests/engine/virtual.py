@@ -8,13 +8,15 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from orchestrator.buses.local import LocalBus
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.engine import Engine, EngineSettings, Outside
+from orchestrator.testing.open_egress import OpenEgress
+from orchestrator.testing.plain_box import PlainBox
 from orchestrator.testing.simulator.chance import Chance
 from orchestrator.testing.simulator.disk import Disk
 from orchestrator.testing.simulator.loop import VirtualLoop
 from orchestrator.testing.simulator.stage import SimWorld
 from orchestrator.testing.simulator.store import ModelStore
 
-from .rig import OpenEgress, PlainBox, Rig, Script, ScriptedAgent
+from .rig import Rig, Script, ScriptedAgent
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -88,6 +90,7 @@ class Virtual:
             agents={"native": agent},
             egress=OpenEgress(),
             box=PlainBox(),
+            signer=PlainBox(),
             push=push,
         )
         engine = Engine(outside, EngineSettings(**({"drain_timeout_ms": 50} | settings)))

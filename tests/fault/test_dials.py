@@ -2,6 +2,7 @@
 
 import pytest
 
+from orchestrator.core.secret import Secret
 from orchestrator.testing.fake_agent import (
     FakeAgent,
     Peer,
@@ -90,6 +91,6 @@ async def test_the_environments_proxy_is_not_used(monkeypatch: pytest.MonkeyPatc
 
 async def test_a_credential_that_cannot_be_a_header_is_refused() -> None:
     async with FakeAgent(answering(head(), BYE)) as agent, client() as http:
-        failure = await failure_of(http, calling(agent.url, credential="a\r\nX-Evil: b"))
+        failure = await failure_of(http, calling(agent.url, credential=Secret("a\r\nX-Evil: b")))
         assert (failure.code, failure.retryable) == ("agent_unavailable", False)
     assert agent.requests == []

@@ -8,6 +8,7 @@ import pytest
 from orchestrator.clients.json_agent import BODY_MAX, JSONAgent, JSONDecoder
 from orchestrator.core.errors import AgentFailure
 from orchestrator.core.frames import Delta, Done, Frame
+from orchestrator.core.secret import Secret
 from orchestrator.testing.fake_agent import calling
 
 
@@ -67,7 +68,7 @@ def test_the_body_is_bounded() -> None:
 
 
 def test_the_endpoint_is_used_as_it_is() -> None:
-    request = JSONAgent().request(calling("http://agent/run/?mode=fast", credential="c"))
+    request = JSONAgent().request(calling("http://agent/run/?mode=fast", credential=Secret("c")))
     assert (request.method, request.url) == ("POST", "http://agent/run/?mode=fast")
     assert request.headers["Accept"] == "application/json"
     assert request.headers["Authorization"] == "Bearer c"

@@ -9,6 +9,7 @@ import pytest
 from orchestrator.clients.native import Native, NativeDecoder
 from orchestrator.core.errors import AgentFailure
 from orchestrator.core.frames import Delta, Done, Failed, Frame, Other, Paused, State, singly
+from orchestrator.core.secret import Secret
 from orchestrator.testing.fake_agent import calling
 
 GOOD = (
@@ -180,8 +181,8 @@ def test_the_request_is_the_contracts() -> None:
         attempt=3,
         messages=[{"role": "user", "content": "earlier"}],
         context={"user_id": "u1"},
-        credential="secret",
-        run_token="rt_1",
+        credential=Secret("secret"),
+        run_token=Secret("rt_1"),
     )
     assert headers == {
         "Content-Type": "application/json",

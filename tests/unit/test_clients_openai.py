@@ -9,6 +9,7 @@ import pytest
 from orchestrator.clients.openai_agent import OpenAIAgent, completions_url
 from orchestrator.core.errors import AgentFailure
 from orchestrator.core.frames import Delta, Done, Failed, Frame
+from orchestrator.core.secret import Secret
 from orchestrator.testing.fake_agent import calling
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3, "details": {"cached": 1}}
@@ -117,7 +118,9 @@ def test_the_address_is_found(endpoint: str, url: str) -> None:
 
 def test_the_request_is_a_streaming_completion() -> None:
     earlier = [{"role": "assistant", "content": "before"}]
-    request = OpenAIAgent().request(calling("http://a.test", messages=earlier, credential="k"))
+    request = OpenAIAgent().request(
+        calling("http://a.test", messages=earlier, credential=Secret("k"))
+    )
     assert msgspec.json.decode(request.body or b"") == {
         "model": "demo_agent",
         "messages": [*earlier, {"role": "user", "content": "Hello, how are you?"}],

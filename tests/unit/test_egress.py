@@ -25,6 +25,15 @@ def reason(guard: EgressGuard, url: str, *, operator: bool = True) -> str:
     return ""
 
 
+def allowed(guard: EgressGuard, host: str, address: str) -> bool:
+    """Return whether a name of the public may lead to an address."""
+    try:
+        guard.judge(host, address, operator=False)
+    except EgressRefused:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -43,6 +52,8 @@ def reason(guard: EgressGuard, url: str, *, operator: bool = True) -> str:
         "http://1２7.0.0.1/", "http://a\u200b.b/", "http://a.b/\ud800", "http://a.b/é",
         "http://a.b\x7f/", "http://a.b/x\\y", "http://a.b;127.0.0.1/", "http:////a.b/",
         "http://01.2.3.4/", "http://a.1/", "http://a.0x1/", "http://127.0.0.1%00/",
+        "http://10.0.0.1./", "http://169.254.169.254./", f"http://{'a' * 64}.b/", "http://a../",
+        f"http://{'a.' * 126}bc/", "http://./",
     ],
 )  # fmt: skip
 def test_forms_that_parsers_disagree_on_are_refused(url: str) -> None:
@@ -58,13 +69,16 @@ def test_forms_that_parsers_disagree_on_are_refused(url: str) -> None:
         "http://255.255.255.255/", "http://240.0.0.1/", "http://[ff02::1]/", "http://[fec0::1]/",
         "http://[::ffff:169.254.169.254]/", "http://[::ffff:a9fe:a9fe]/", "http://[::169.254.169.254]/",
         "http://[64:ff9b::169.254.169.254]/", "http://[64:ff9b::a9fe:a9fe]/",
-        "http://[2002:a9fe:a9fe::1]/", "http://169.254.169.254./", "HTTP://169.254.169.254:80/x?y#z",
+        "http://[2002:a9fe:a9fe::1]/", "HTTP://169.254.169.254:80/x?y#z",
         "http://[fd20:ce::254]/", "http://[fd00:ec2::23]/", "http://[fd00:42::42]/",
         "http://169.254.0.1/", "http://169.254.170.2/", "http://169.254.255.255/",
         "http://[fe80:1::1]/", "http://[febf::1]/", "http://[::ffff:0:169.254.169.254]/",
         "http://[64:ff9b:1::169.254.169.254]/", "http://239.255.255.250/", "http://[ff0e::1]/",
         "http://[::ffff:255.255.255.255]/", "http://[::ffff:0.0.0.0]/",
         "http://[2001:0:a9fe:a9fe::f7f7:f7f7]/", "http://[2001:0:808:808::5601:5601]/",
+        "http://[2606:4700::5efe:169.254.169.254]/", "http://[fd00::200:5efe:a9fe:a9fe]/",
+        "http://[64:ff9b:1:a9fe:a9:fe00:808:808]/", "http://[64:ff9b:1:a9:fe:a9fe:808:808]/",
+        "http://[64:ff9b:1:0:a9:fea9:fe08:808]/", "http://[64:ff9b:1::]/",
     ],
 )  # fmt: skip
 def test_some_addresses_are_never_dialled_whatever_is_allowed(url: str) -> None:
@@ -89,7 +103,10 @@ def test_loopback_is_for_servers_that_only_this_machine_reaches(url: str) -> Non
      "http://100.64.0.1/", "http://[::ffff:10.0.0.1]/", "http://198.18.0.1/",
      "http://10.255.255.255/", "http://172.31.255.255/", "http://[fdff::1]/",
      "http://[64:ff9b::10.0.0.1]/", "http://[2002:a00:1::]/", "http://[::ffff:0:10.0.0.1]/",
-     "http://192.0.2.1/", "http://[2001:db8::1]/", "http://[::10.0.0.1]/"],
+     "http://192.0.2.1/", "http://[2001:db8::1]/", "http://[::10.0.0.1]/", "http://192.0.0.8/",
+     "http://192.88.99.1/", "http://[2002:808:808::1]/", "http://[3fff::1]/", "http://[4000::1]/",
+     "http://[64:ff9b:1:fffe::808:808]/", "http://[64:ff9b:1:808:8:800::]/", "http://[::8.8.8.8]/",
+     "http://[::ffff:0:8.8.8.8]/", "http://[2001:20::1]/", "http://[5f00::1]/"],
 )  # fmt: skip
 def test_private_addresses_are_for_operators(url: str) -> None:
     assert not reason(NARROW, url)
@@ -111,7 +128,8 @@ def test_allowed_networks_and_hosts_may_be_private_for_everybody() -> None:
     "url",
     ["http://a.b", "https://a.b:443/x?y=http://169.254.169.254/", "http://agent_1:8000",
      "http://xn--mnchen-3ya.de/", "http://8.8.8.8/", "http://[2606:4700::1111]/", "http://a.b./",
-     "http://a.b/%00", "http://a.b/@c"],
+     "http://a.b/%00", "http://a.b/@c", "http://[64:ff9b::8.8.8.8]/", "http://[::ffff:8.8.8.8]/",
+     f"http://{'a' * 63}.b/", f"http://{'a.' * 126}b/", "http://1.2.3.4.com/", "http://0x7f.com/"],
 )  # fmt: skip
 def test_ordinary_urls_pass(url: str) -> None:
     assert not reason(NARROW, url, operator=False)
@@ -145,19 +163,10 @@ def test_the_public_may_only_be_sent_to_public_addresses(
 
 @given(st.integers(0, 2**32 - 1).map(IPv4Address))
 def test_an_address_inside_another_is_judged_too(address: IPv4Address) -> None:
-    def allowed(text: str) -> bool:
-        try:
-            NARROW.judge("x", text, operator=False)
-        except EgressRefused:
-            return False
-        return True
-
-    assert allowed(f"::ffff:{address}") == allowed(str(address))
-    for text in (
-        f"64:ff9b::{address}",
-        str(IPv6Address(0x2002 << 112 | int(address) << 80)),
-    ):
-        assert allowed(str(address)) or not allowed(text)
+    plain = allowed(NARROW, "x", str(address))
+    assert allowed(NARROW, "x", f"::ffff:{address}") == plain
+    assert allowed(NARROW, "x", f"64:ff9b::{address}") == plain
+    assert not allowed(NARROW, "x", str(IPv6Address(0x2002 << 112 | int(address) << 80)))
 
 
 def test_words_of_the_list_may_be_written_as_people_do() -> None:
@@ -165,6 +174,32 @@ def test_words_of_the_list_may_be_written_as_people_do() -> None:
     assert not reason(guard, "http://localhost/")
     guard.judge("db.corp.example", "192.168.0.1", operator=False)
     assert not reason(guard, "http://10.1.9.9/", operator=False)
+
+
+def test_a_pattern_of_numbers_means_addresses_and_no_name_can_feign_it() -> None:
+    guard = EgressGuard(("10.1.*", "fd00:1:*"))
+    assert allowed(guard, "10.1.2.3", "10.1.2.3")
+    assert allowed(guard, "db.corp.example", "10.1.2.3")
+    assert allowed(guard, "db.corp.example", "fd00:1::7")
+    assert not allowed(guard, "10.1.evil.example", "192.168.0.1")
+    assert not allowed(guard, "db.corp.example", "10.2.2.3")
+
+
+@pytest.mark.parametrize("word", ["*", "evil.example", "0.0.0.0/0", "::/0", "169.254.0.0/16",
+                                  "169.254.169.254", "169.*", "fe80::/10", "fe80:*"])  # fmt: skip
+def test_no_word_opens_what_is_never_dialled(word: str) -> None:
+    guard = EgressGuard((word, "loopback"))
+    for address in ("169.254.169.254", "fe80::1", "::ffff:169.254.169.254", "fd00:ec2::254"):
+        with pytest.raises(EgressRefused, match="whatever EGRESS_ALLOW says"):
+            guard.judge("evil.example", address, operator=False)
+        with pytest.raises(EgressRefused, match="never dialled"):
+            guard.judge("evil.example", address, operator=True)
+
+
+@pytest.mark.parametrize("address", ["169.254.169.254", "127.0.0.1", "10.0.0.1", "::", "nonsense"])
+def test_a_refusal_at_the_dial_says_what_to_do_next(address: str) -> None:
+    with pytest.raises(EgressRefused, match=r"; (name|correct) "):
+        NARROW.judge("evil.example", address, operator=False)
 
 
 @pytest.mark.parametrize("word", ["127.0.0.0/8", "::1", "localhost", "*", "0.0.0.0/0", "::/0"])

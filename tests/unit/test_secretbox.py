@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.errors import SettingsInvalid
+from orchestrator.core.secret import Secret
 from orchestrator.guards.secretbox import Box, keys_in, open_box
 
 OLD, NEW = "o" * 32, "n" * 32
@@ -77,7 +78,7 @@ def test_a_bad_key_file_is_refused_with_its_name(tmp_path: Path, text: bytes) ->
 
 def test_bad_keys_and_places_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsInvalid, match="SECRET_KEY needs keys of at least 32"):
-        open_box(["short"], tmp_path / "unused")
+        open_box([Secret("short")], tmp_path / "unused")
     with pytest.raises(SettingsInvalid, match="cannot be made"):
         keys_in(tmp_path / "no such place" / "key")
     assert list(tmp_path.iterdir()) == []

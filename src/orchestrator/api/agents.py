@@ -19,8 +19,9 @@ from orchestrator.api.shapes import (
 )
 from orchestrator.api.streams import EventStream, agent_frames
 from orchestrator.core import values
-from orchestrator.core.errors import InvalidRequest, NotFound
+from orchestrator.core.errors import InvalidRequest, NotFound, RunNotFound
 from orchestrator.core.records import Agent, Retry, Timeouts
+from orchestrator.core.secret import Secret
 from orchestrator.engine import Invoke, Registration
 
 
@@ -34,6 +35,7 @@ async def register(call: Call) -> ASGIApp:
         endpoint=required(body.endpoint, "endpoint"),
         capabilities=body.capabilities or [],
         auth_token=_token(body),
+        scopes=body.scopes,
         instance_id=body.instance_id,
         version=body.version,
         protocol=body.protocol,
@@ -42,16 +44,16 @@ async def register(call: Call) -> ASGIApp:
         on_lost=body.on_lost,
         max_concurrency=body.max_concurrency,
     )
-    agent = await call.engine.agents.register(wanted)
+    agent = await call.engine.agents.register(wanted, call.caller)
     return json_response(RegisteredAnswer(ok=True, registered_at=agent.updated_at))
 
 
-def _token(body: RegisterBody) -> str | None:
+def _token(body: RegisterBody) -> Secret | None:
     if body.auth is None:
         return None
     if body.auth.type != "bearer":
         raise InvalidRequest('auth.type must be "bearer"')
-    return required(body.auth.token, "auth.token")
+    return Secret(required(body.auth.token, "auth.token"))
 
 
 async def find(call: Call) -> ASGIApp:
@@ -70,20 +72,20 @@ async def show(call: Call) -> ASGIApp:
 async def heartbeat(call: Call) -> ASGIApp:
     """Note that an agent lives."""
     agent = await _instance(call)
-    await call.engine.agents.heartbeat(agent.agent_id, call.tenant)
+    await call.engine.agents.heartbeat(agent.agent_id, call.caller)
     return json_response(OkAnswer(ok=True))
 
 
 async def drain(call: Call) -> ASGIApp:
     """Give an agent no more runs until it registers again."""
     agent = await _instance(call)
-    await call.engine.agents.drain(agent.agent_id, call.tenant)
+    await call.engine.agents.drain(agent.agent_id, call.caller)
     return json_response(OkAnswer(ok=True))
 
 
 async def remove(call: Call) -> ASGIApp:
     """Forget an agent; its runs stay."""
-    await call.engine.agents.remove(call.path("agent_id"), call.tenant)
+    await call.engine.agents.remove(call.path("agent_id"), call.caller)
     return json_response(OkAnswer(ok=True))
 
 
@@ -110,8 +112,9 @@ async def invoke(call: Call) -> ASGIApp:
             request_id=idempotency_key(call, body.idempotency_key, "idempotency_key"),
             context=body.context,
             timeout_ms=body.timeout_ms,
-            parent_run_id=body.parent_run_id,
+            parent_run_id=await _parent(call, body.parent_run_id),
             traceparent=traceparent(call),
+            scopes=sorted(call.caller.permissions) if call.caller.kind == "run" else None,
         )
     )
     run_id = accepted.run.run_id
@@ -121,7 +124,20 @@ async def invoke(call: Call) -> ASGIApp:
         call.settings.keep_alive_s,
         run_id=run_id,
         hung_up=cancelling(call, run_id) if body.on_disconnect == "cancel" else None,
+        watch=call.watch,
     )
+
+
+async def _parent(call: Call, parent_run_id: str | None) -> str | None:
+    """Return the run that calls: a token is that of one run, an agent's key that of its runs."""
+    own = call.caller.run_id
+    if own is not None and parent_run_id not in {None, own}:
+        raise RunNotFound(f"run {parent_run_id} is not the run of this token")
+    if parent_run_id is not None and call.caller.agent_id is not None:
+        parent = await call.engine.runs.get(parent_run_id, call.tenant)
+        if parent.agent_id != call.caller.agent_id:
+            raise RunNotFound(f"run {parent_run_id} is no run of agent {call.caller.agent_id}")
+    return own or parent_run_id
 
 
 def _listed(agent: Agent) -> AgentAnswer:
@@ -158,4 +174,5 @@ def _detail(agent: Agent) -> AgentDetailAnswer:
         version=agent.version,
         max_concurrency=agent.max_concurrency,
         has_auth=agent.auth is not None,
+        scopes=agent.scopes,
     )

@@ -5,16 +5,19 @@ from typing import Final
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route as Path
 from starlette.routing import Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.api.access import KeylessAccess
+from orchestrator.api.admission import admit
 from orchestrator.api.calls import APISettings, Call
+from orchestrator.api.keyless import KeylessAccess
 from orchestrator.api.problems import problem, refusal
+from orchestrator.api.proxies import Proxied, cross_origin
 from orchestrator.api.routes import ROUTES
-from orchestrator.api.table import PERMISSIONS, Route
+from orchestrator.api.table import Route
+from orchestrator.core.access import PERMISSIONS, Caller
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.engine import Engine
-from orchestrator.telemetry import get_logger
+from orchestrator.telemetry import bound, get_logger
 
 log = get_logger(__name__)
 
@@ -30,10 +33,13 @@ def create_app(
             raise ValueError(f"{route.method} {route.path} has no permission of the table")
     router = Router(list(_paths(routes, engine, settings)), redirect_slashes=False)
     router.default = _nothing_here
-    guarded: ASGIApp = router
+    app: ASGIApp = router
     if settings.auth_mode != "off":
-        guarded = KeylessAccess(router, settings.public_url)
-    return _Unwound(guarded)
+        app = KeylessAccess(app, engine.access, settings)
+    if settings.base_path or settings.trusted_proxies:
+        app = Proxied(app, settings.base_path, settings.trusted_proxies)
+    app = _Unwound(app)
+    return cross_origin(app, settings.cors_origins) if settings.cors_origins else app
 
 
 def _paths(routes: tuple[Route, ...], engine: Engine, settings: APISettings) -> list[Path]:
@@ -93,8 +99,13 @@ class _Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI
         """Find the answer to one request."""
         request = Request(scope, receive)
+        headers: dict[str, str] = {}
         try:
-            answer = await self._route.handler(Call(request, self._engine, self._settings))
+            admitted = await admit(request, self._route, self._engine)
+            headers = admitted.headers
+            if admitted.refusal is not None:
+                raise admitted.refusal  # noqa: TRY301  # with the headers, like any other answer
+            answer = await self._handled(request, admitted.caller)
         except ClientDisconnect:
             return
         except OrchestratorError as error:
@@ -103,7 +114,32 @@ class _Endpoint:
             log.exception("request_failed", route=self._route.name)
             sentence = "the orchestrator itself failed; its log has the trace"
             answer = refusal(500, "internal_error", sentence)
-        scope[_ANSWER] = answer
+        scope[_ANSWER] = _WithHeaders(answer, headers) if headers else answer
+
+    async def _handled(self, request: Request, caller: Caller) -> ASGIApp:
+        call = Call(request, self._engine, self._settings, caller)
+        if caller.key_id is None:
+            return await self._route.handler(call)
+        with bound(key_id=caller.key_id):
+            return await self._route.handler(call)
+
+
+class _WithHeaders:
+    """An answer with more headers, streams too."""
+
+    def __init__(self, answer: ASGIApp, headers: dict[str, str]) -> None:
+        self._answer = answer
+        self._headers = [(n.lower().encode(), text.encode()) for n, text in headers.items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer."""
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], *self._headers]}
+            await send(message)
+
+        await self._answer(scope, receive, sending)
 
 
 async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from functools import partial
 from typing import TypeAlias, TypeVar
 
 import msgspec
@@ -10,10 +11,19 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from orchestrator.core import jsontext, values
-from orchestrator.core.errors import InvalidRequest, TooLarge, TooSlow
-from orchestrator.engine import TENANT, Engine
+from orchestrator.core.access import Caller
+from orchestrator.core.errors import (
+    InvalidRequest,
+    RunNotFound,
+    SessionNotFound,
+    TooLarge,
+    TooSlow,
+)
+from orchestrator.engine import Engine
 
 T = TypeVar("T")
+Watch: TypeAlias = Callable[[Callable[[], None]], AbstractContextManager[None]]
+"""Given what cuts a stream, watches over it while the context is open."""
 _THROW_AWAY = 16 << 20
 _THROW_AWAY_S = 2.0
 
@@ -24,6 +34,9 @@ class APISettings(msgspec.Struct, frozen=True, kw_only=True):
     version: str = "0"
     auth_mode: str = "auto"
     public_url: str = "http://localhost:8080"
+    base_path: str = ""
+    trusted_proxies: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
     keep_alive_s: float = 15.0
     body_limit: int = 1 << 20
     body_idle_s: float = 60.0
@@ -33,15 +46,42 @@ class APISettings(msgspec.Struct, frozen=True, kw_only=True):
 class Call:
     """A request on its way to its handler."""
 
-    def __init__(self, request: Request, engine: Engine, settings: APISettings) -> None:
+    def __init__(
+        self, request: Request, engine: Engine, settings: APISettings, caller: Caller
+    ) -> None:
         self.request = request
         self.engine = engine
         self.settings = settings
-        self.tenant = TENANT
+        self.caller = caller
+        self.tenant = caller.tenant
 
     def path(self, name: str) -> str:
         """Return a part of the path."""
         return str(self.request.path_params[name])
+
+    async def run_id(self) -> str:
+        """Return the path's run if the caller may know of it; raises RunNotFound."""
+        run_id = self.path("run_id")
+        if self.caller.session_id is not None:
+            run = await self.engine.runs.get(run_id, self.tenant)
+            if not await self.engine.access.sees(self.caller, run):
+                raise RunNotFound(f"run {run_id} not found")
+        return run_id
+
+    def session_id(self) -> str:
+        """Return the path's session if the caller may know of it; raises SessionNotFound."""
+        session_id = values.session_id(self.path("session_id"))
+        if self.caller.session_id not in {None, session_id}:
+            raise SessionNotFound(f"session {session_id} not found")
+        return session_id
+
+    @property
+    def watch(self) -> Watch | None:
+        """Return what watches over a stream whose reader may lose the right to it."""
+        caller = self.caller
+        if caller.key_id is None and caller.run_id is None and caller.expires_at is None:
+            return None
+        return partial(self.engine.access.watching, caller)
 
     def query(self, name: str) -> str | None:
         """Return a query parameter; an empty one counts as absent."""

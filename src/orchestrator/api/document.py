@@ -17,7 +17,7 @@ UTC unless a field says RFC 3339. Lists are `[]`, never `null`. An error is
 [docs/errors.md](docs/errors.md) has a paragraph per code. Events and their payloads:
 [docs/events.md](docs/events.md). Limits: [docs/limits.md](docs/limits.md).
 """
-_GROUPS = ("Runs", "Sessions", "Agents", "Server")
+_GROUPS = ("Runs", "Sessions", "Agents", "Access", "Server")
 
 
 def render() -> str:

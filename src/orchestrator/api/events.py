@@ -23,7 +23,7 @@ async def page(call: Call) -> ASGIApp:
     cursor = call.query("cursor") or call.query("after_seq")
     after_ts = call.number("after_ts", 0, 0, values.NUMBER_MAX) if call.query("after_ts") else None
     found = await call.engine.runs.events(
-        call.path("run_id"),
+        await call.run_id(),
         call.tenant,
         after_seq=resume_point(None, cursor).seq,
         after_ts=after_ts,
@@ -63,7 +63,7 @@ async def stream(call: Call) -> ASGIApp:
             )
     seen = call.query("cursor") or call.query("after_seq")
     point = resume_point(call.header("last-event-id"), seen)
-    run = await call.engine.runs.get(call.path("run_id"), call.tenant)
+    run = await call.engine.runs.get(await call.run_id(), call.tenant)
     agreed = point.agreed(run.forks)
     if agreed is not None:
         return run_stream(call, run, agreed, first=log_reset(agreed))
@@ -75,10 +75,10 @@ async def stream(call: Call) -> ASGIApp:
 async def session_stream(call: Call) -> ASGIApp:
     """Return the stream of all runs of a session; it never ends by itself."""
     cursor = call.header("last-event-id") or call.query("cursor")
-    session_id = values.session_id(call.path("session_id"))
-    batches = call.engine.tails.session(call.tenant, session_id, cursor)
+    batches = call.engine.tails.session(call.tenant, call.session_id(), cursor)
     return EventStream(
         lambda _: batches,
         session_frames,
         call.settings.keep_alive_s,
+        watch=call.watch,
     )

@@ -8,14 +8,17 @@ import msgspec
 
 from orchestrator.api.shapes import REQUIRED, EventAnswer, ProblemAnswer
 from orchestrator.api.table import Query, Route
+from orchestrator.core.access import OPEN
 from orchestrator.core.events import CATALOGUE
 
 _REF = "#/components/schemas/{name}"
 _ERROR = {"$ref": _REF.format(name="ProblemAnswer")}
 
 
-def document(routes: tuple[Route, ...], version: str) -> dict[str, Any]:
-    """Return the document; operation ids are the routes' names and do not change."""
+def document(
+    routes: tuple[Route, ...], version: str, url: str = "http://localhost:8080"
+) -> dict[str, Any]:
+    """Return the document of the server at `url`; operation ids are the routes' names for ever."""
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         for number, path in enumerate((route.path, *route.also)):
@@ -28,8 +31,20 @@ def document(routes: tuple[Route, ...], version: str) -> dict[str, Any]:
             "version": version,
             "description": "Invoke agents, read their runs live and again, keep their sessions.",
         },
+        "servers": [{"url": url}],
+        "security": [{"bearer": []}],
         "paths": paths,
-        "components": {"schemas": _schemas(routes)},
+        "components": {
+            "schemas": _schemas(routes),
+            "securitySchemes": {
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "A key, a token of a session or a run, or one of your identity "
+                    "provider's; a server without keys asks for nothing",
+                }
+            },
+        },
     }
 
 
@@ -41,6 +56,8 @@ def _operation(route: Route, operation_id: str) -> dict[str, Any]:
         "x-permission": route.permission,
         "responses": dict(_responses(route)),
     }
+    if route.permission == OPEN:
+        operation["security"] = []
     parameters = [
         *_path_parameters(route),
         *_parameters("query", route.query),

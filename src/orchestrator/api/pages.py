@@ -19,7 +19,9 @@ _CODE: Final = re.compile(r"`([^`]+)`")
 
 async def openapi(call: Call) -> ASGIApp:
     """Return the OpenAPI document."""
-    return json_response(document.document(routes.ROUTES, call.settings.version))
+    return json_response(
+        document.document(routes.ROUTES, call.settings.version, call.settings.public_url)
+    )
 
 
 async def docs(call: Call) -> ASGIApp:
@@ -32,7 +34,7 @@ async def docs(call: Call) -> ASGIApp:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Orchestrator API</title>'
         f'<meta name="viewport" content="width=device-width"><style>{style}</style>'
         f"<header><h1>Orchestrator API</h1><p>Version {escape(call.settings.version)} · "
-        f'<a href="/openapi.json">OpenAPI 3.1</a></p><nav>{nav}</nav></header>'
+        f'<a href="openapi.json">OpenAPI 3.1</a></p><nav>{nav}</nav></header>'
         f"<main>{body}</main></html>"
     )
 

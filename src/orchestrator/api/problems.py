@@ -1,5 +1,6 @@
 """The one place where an error becomes an HTTP answer."""
 
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -26,6 +27,8 @@ def problem(error: OrchestratorError) -> Response:
     headers = {}
     if error.retryable:
         headers["Retry-After"] = str(details.pop("retry_after", RETRY_AFTER_S))
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = 'Bearer realm="orchestrator"'
     if error.status in _CUT:
         headers["Connection"] = "close"
     return refusal(

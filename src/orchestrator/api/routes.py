@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from orchestrator.api import agents, events, health, metrics, pages, runs, sessions
+from orchestrator.api import agents, audit, events, health, keys, metrics, pages, runs, sessions
 from orchestrator.api import shapes as s
 from orchestrator.api.table import Other, Query, Route
 
@@ -67,7 +67,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         stream='`Accept: text/event-stream` or `"stream": true`',
     ),
     Route(
-        method="GET", path="/v1/runs", handler=runs.find, permission="runs:read", name="list_runs",
+        method="GET", path="/v1/runs", handler=runs.find, permission="runs:list", name="list_runs",
         summary="Runs, newest first", answer=s.RunsAnswer,
         query=(
             Query("status", "string", "comma list of states, in any case"),
@@ -109,7 +109,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="POST", path="/v1/runs/{run_id}:cancel", handler=runs.cancel,
-        permission="runs:write", name="cancel_run",
+        permission="runs:cancel", name="cancel_run",
         summary="End a run, its children and the agent's stream; again is the same answer",
         also=("/v1/runs/{run_id}/cancel", "/internal/runs/{run_id}/cancel"),
         body=s.CancelBody, answer=s.CancelAnswer, errors=("run_not_found", "run_ended"),
@@ -122,7 +122,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         errors=("run_not_found", "conflict", *_TAKING),
     ),
     Route(
-        method="GET", path="/v1/sessions", handler=sessions.find, permission="sessions:read",
+        method="GET", path="/v1/sessions", handler=sessions.find, permission="sessions:list",
         name="list_sessions", summary="Sessions, newest first", answer=s.SessionsAnswer,
         query=(_CURSOR, _LIMIT), group="Sessions",
     ),
@@ -151,6 +151,13 @@ ROUTES: Final[tuple[Route, ...]] = (
         permission="sessions:read", name="stream_session",
         summary="All runs of a session, children included; `id:` is an opaque cursor",
         query=(_CURSOR,), headers=(_LAST,), stream="always", group="Sessions",
+    ),
+    Route(
+        method="POST", path="/v1/sessions/{session_id}/tokens", handler=sessions.token,
+        permission="tokens:write", name="make_session_token",
+        summary="A token for one session, for a browser or a device; it may go into the address of "
+        "an event stream as `?token=`",
+        body=s.SessionTokenBody, answer=s.SessionTokenAnswer, status=201, group="Sessions",
     ),
     Route(
         method="POST", path="/v1/agents/register", handler=agents.register,
@@ -193,12 +200,54 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="POST", path="/v1/agents/{agent_id}:invoke", handler=agents.invoke,
-        permission="runs:write", name="call_agent",
+        permission="agents:invoke", name="call_agent",
         summary="Run an agent, as a child where `parent_run_id` is given, and answer in the frames "
         "of the agent protocol",
         also=("/v1/agents/{agent_id}/invoke",), body=s.CallAgentBody,
         requires=("input_message",), headers=(_KEY,), errors=("run_not_active", *_TAKING),
         stream="always",
         group="Agents",
+    ),
+    Route(
+        method="POST", path="/v1/keys", handler=keys.create, permission="keys:write",
+        name="create_key", summary="Make a key; its text is in this answer and kept nowhere",
+        body=s.CreateKeyBody, requires=("name", "role"), answer=s.MadeKeyAnswer, status=201,
+        group="Access",
+    ),
+    Route(
+        method="GET", path="/v1/keys", handler=keys.find, permission="keys:read",
+        name="list_keys", summary="The keys of the caller's tenant, oldest first; `ADMIN_KEY` "
+        "sees everybody's", answer=s.KeysAnswer, group="Access",
+    ),
+    Route(
+        method="POST", path="/v1/keys/{key_id}:rotate", handler=keys.rotate,
+        permission="keys:write", name="rotate_key",
+        summary="Make the key that comes after this one, which goes on for `overlap_s`",
+        also=("/v1/keys/{key_id}/rotate",), body=s.RotateKeyBody, answer=s.MadeKeyAnswer,
+        status=201, errors=("key_not_found", "conflict"), group="Access",
+    ),
+    Route(
+        method="POST", path="/v1/keys/{key_id}:revoke", handler=keys.revoke,
+        permission="keys:write", name="revoke_key",
+        summary="End a key, the tokens it made and the streams it opened; again is the same answer",
+        also=("/v1/keys/{key_id}/revoke",), answer=s.KeyAnswer, errors=("key_not_found",),
+        group="Access",
+    ),
+    Route(
+        method="GET", path="/v1/audit", handler=audit.page, permission="audit:read",
+        name="list_audit", summary="Who did what, oldest first", answer=s.AuditAnswer,
+        query=(Query("action", "string", "only this one, such as `key.create`"), _CURSOR, _LIMIT),
+        group="Access",
+    ),
+    Route(
+        method="GET", path="/v1/audit/verify", handler=audit.verify, permission="audit:read",
+        name="verify_audit", summary="Whether every entry is as it was written: each one's hash "
+        "covers it and the one before", answer=s.VerifiedAnswer, group="Access",
+    ),
+    Route(
+        method="POST", path="/v1/secrets:rotate", handler=keys.reseal,
+        permission="secrets:write", name="rotate_secrets",
+        summary="Encrypt every stored secret with the first key of `SECRET_KEY`, so that the "
+        "others may go", also=("/v1/secrets/rotate",), answer=s.ResealedAnswer, group="Access",
     ),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
@@ -23,7 +24,7 @@ from orchestrator.api.shapes import (
 from orchestrator.api.streams import EventStream
 from orchestrator.core import values
 from orchestrator.core.batch import Batch
-from orchestrator.core.errors import InvalidRequest
+from orchestrator.core.errors import Forbidden, InvalidRequest, SessionNotFound
 from orchestrator.core.records import Run
 from orchestrator.core.states import ENDED
 from orchestrator.engine import Accepted, Invoke, Tree
@@ -49,6 +50,7 @@ async def start(call: Call) -> ASGIApp:
         return run_stream(call, accepted.run, cancel=body.on_disconnect == "cancel")
     if body.wait:
         run = await _waited_for(call, run_id, cancel=body.on_disconnect == "cancel")
+        await call.engine.access.still(call.caller)
         if run.status not in ENDED:
             return json_response(RunIdAnswer(run_id=run_id), 202)
         return json_response(run_answer(run))
@@ -91,6 +93,7 @@ def run_stream(
         first=first,
         run_id=run_id,
         hung_up=cancelling(call, run_id) if cancel else None,
+        watch=call.watch,
     )
 
 
@@ -107,23 +110,42 @@ def cancelling(call: Call, run_id: str) -> Callable[[], Awaitable[None]]:
 
 async def _accept(call: Call, body: InvokeBody, *, session_needed: bool = True) -> Accepted:
     session_id = required(body.session_id, "session_id") if session_needed else body.session_id
+    session_id = _own_session(call, session_id or None)
     agent_id = required(body.agent_id, "agent_id")
     message = body.input_message
     return await call.engine.runs.invoke(
         Invoke(
             tenant=call.tenant,
-            session_id=session_id or None,
+            session_id=session_id,
             agent_id=agent_id,
             role=message.role if message else "user",
             content=values.content(message.content if message else None),
             request_id=idempotency_key(call, body.request_id, "request_id"),
-            context=body.context,
+            context=_own_user(call, body.context),
             labels=body.labels or {},
             timeout_ms=body.timeout_ms,
             on_busy=body.on_busy,
             traceparent=traceparent(call),
         )
     )
+
+
+def _own_session(call: Call, session_id: str | None) -> str | None:
+    """Return the session of an invocation; the token of one is for no other."""
+    own = call.caller.session_id
+    if own is not None and session_id not in {None, own}:
+        raise SessionNotFound(f"session {session_id} not found")
+    return own or session_id
+
+
+def _own_user(call: Call, context: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the context of an invocation; a session's user cannot name another."""
+    user = call.caller.person if call.caller.kind == "session" else None
+    if user is None:
+        return context
+    if (context or {}).get("user_id", user) != user:
+        raise Forbidden("context.user_id is not the user that this token was made for")
+    return {**(context or {}), "user_id": user}
 
 
 def idempotency_key(call: Call, given: str | None, field: str) -> str | None:
@@ -146,7 +168,7 @@ def traceparent(call: Call) -> str | None:
 
 async def show(call: Call) -> ASGIApp:
     """Return one run."""
-    return json_response(run_answer(await call.engine.runs.get(call.path("run_id"), call.tenant)))
+    return json_response(run_answer(await call.engine.runs.get(await call.run_id(), call.tenant)))
 
 
 async def find(call: Call) -> ASGIApp:
@@ -157,7 +179,7 @@ async def find(call: Call) -> ASGIApp:
         call.tenant,
         status=status,
         agent_id=call.query("agent_id"),
-        session_id=call.query("session_id"),
+        session_id=call.caller.session_id or call.query("session_id"),
         created_before=call.number("created_before", 0, 0, values.NUMBER_MAX) if before else None,
         cursor=call.query("cursor"),
         limit=call.number("limit", 50, 1, 1000),
@@ -174,7 +196,7 @@ async def find(call: Call) -> ASGIApp:
 async def tree(call: Call) -> ASGIApp:
     """Return a run with the runs below it."""
     return json_response(
-        _tree_answer(await call.engine.runs.tree(call.path("run_id"), call.tenant))
+        _tree_answer(await call.engine.runs.tree(await call.run_id(), call.tenant))
     )
 
 
@@ -188,7 +210,7 @@ async def cancel(call: Call) -> ASGIApp:
     """End a run."""
     body = await call.body(CancelBody, optional=True)
     reason = body.reason or "cancelled by request"
-    run = await call.engine.runs.cancel(call.path("run_id"), reason, call.tenant)
+    run = await call.engine.runs.cancel(await call.run_id(), reason, call.tenant)
     return json_response(
         CancelAnswer(run_id=run.run_id, status=run.status, message=run.error_message or reason)
     )
@@ -196,7 +218,7 @@ async def cancel(call: Call) -> ASGIApp:
 
 async def rerun(call: Call) -> ASGIApp:
     """Start the same again."""
-    accepted = await call.engine.runs.rerun(call.path("run_id"), call.tenant)
+    accepted = await call.engine.runs.rerun(await call.run_id(), call.tenant)
     return json_response(run_answer(accepted.run), 201)
 
 

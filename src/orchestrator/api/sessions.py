@@ -13,15 +13,19 @@ from orchestrator.api.shapes import (
     PostMessageBody,
     SessionAnswer,
     SessionsAnswer,
+    SessionTokenAnswer,
+    SessionTokenBody,
 )
 from orchestrator.core import values
 from orchestrator.core.records import Message, Session
+
+_SCOPES = ["read", "invoke"]
 
 
 async def messages(call: Call) -> ASGIApp:
     """Return the newest messages before a cursor, oldest first."""
     page = await call.engine.sessions.messages(
-        call.path("session_id"),
+        call.session_id(),
         call.tenant,
         limit=call.number("limit", 50, 1, 1000),
         before=call.query("before"),
@@ -35,7 +39,7 @@ async def post(call: Call) -> ASGIApp:
     """Add a message without running anything."""
     body = await call.body(PostMessageBody)
     message = await call.engine.sessions.post(
-        call.path("session_id"),
+        call.session_id(),
         call.tenant,
         role=required(body.role, "role"),
         content=values.content(body.content, "content"),
@@ -47,9 +51,31 @@ async def post(call: Call) -> ASGIApp:
     )
 
 
+async def token(call: Call) -> ASGIApp:
+    """Make a token for one session, for a browser or a device."""
+    body = await call.body(SessionTokenBody, optional=True)
+    text, claims = await call.engine.tokens.for_session(
+        call.session_id(),
+        call.caller,
+        scopes=_SCOPES if body.scopes is None else body.scopes,
+        ttl_s=body.ttl_s,
+        user_id=body.user_id,
+    )
+    return json_response(
+        SessionTokenAnswer(
+            token=text.reveal(),
+            session_id=claims.session_id,
+            scopes=claims.scopes,
+            expires_at=claims.expires_at,
+            user_id=claims.user_id,
+        ),
+        201,
+    )
+
+
 async def show(call: Call) -> ASGIApp:
     """Return one session."""
-    session = await call.engine.sessions.get(call.path("session_id"), call.tenant)
+    session = await call.engine.sessions.get(call.session_id(), call.tenant)
     return json_response(_session(session))
 
 

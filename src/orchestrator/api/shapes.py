@@ -97,6 +97,34 @@ class RegisterBody(Body, frozen=True, kw_only=True):
     retry: Retry | None = None
     on_lost: str = "fail"
     max_concurrency: int | None = None
+    scopes: list[str] | None = None
+
+
+class SessionTokenBody(Body, frozen=True, kw_only=True):
+    """What a token is for: `scopes` of read, invoke, tool_result, decide; the first two unasked."""
+
+    scopes: list[str] | None = None
+    ttl_s: int = 3600
+    user_id: str | None = None
+
+
+class CreateKeyBody(Body, frozen=True, kw_only=True):
+    """A key to be made; `limits` holds rates such as `600/m` by route, `*` for all together."""
+
+    name: str | None = None
+    role: str | None = None
+    tenant: str | None = None
+    person: str | None = None
+    agent_id: str | None = None
+    environment: str = "live"
+    expires_in_s: int | None = None
+    limits: dict[str, str] | None = None
+
+
+class RotateKeyBody(Body, frozen=True, kw_only=True):
+    """How long the old key goes on beside the new one."""
+
+    overlap_s: int = 3600
 
 
 class InstanceBody(Body, frozen=True, kw_only=True):
@@ -285,12 +313,92 @@ class AgentDetailAnswer(Answer, frozen=True, kw_only=True):
     version: str | None = None
     max_concurrency: int | None = None
     has_auth: bool = False
+    scopes: list[str] | None = None
 
 
 class OkAnswer(Answer, frozen=True, kw_only=True):
     """It is done."""
 
     ok: bool
+
+
+class SessionTokenAnswer(Answer, frozen=True, kw_only=True):
+    """A session's token, which is kept nowhere."""
+
+    token: str
+    session_id: str
+    scopes: list[str]
+    expires_at: int
+    user_id: str | None = None
+
+
+class KeyAnswer(Answer, frozen=True, kw_only=True):
+    """A key without its secret."""
+
+    key_id: str
+    tenant: str
+    name: str
+    role: str
+    created_at: int
+    created_by: str
+    person: str | None = None
+    agent_id: str | None = None
+    limits: dict[str, str] = {}
+    expires_at: int | None = None
+    revoked_at: int | None = None
+    rotated_to: str | None = None
+    last_used_at: int | None = None
+
+
+class KeysAnswer(Answer, frozen=True, kw_only=True):
+    """Keys, oldest first."""
+
+    keys: list[KeyAnswer]
+
+
+class MadeKeyAnswer(Answer, frozen=True, kw_only=True):
+    """A new key: its text, which no other answer has, and what is known of it."""
+
+    key: str
+    info: KeyAnswer
+
+
+class ResealedAnswer(Answer, frozen=True, kw_only=True):
+    """How many stored secrets were encrypted anew, and how many no key of ours opens."""
+
+    changed: int
+    unreadable: int
+
+
+class AuditEntryAnswer(Answer, frozen=True, kw_only=True):
+    """What somebody did; `hash` covers the entry and the one before it."""
+
+    seq: int
+    at: int
+    tenant: str
+    actor: str
+    action: str
+    target: str
+    hash: str
+    detail: dict[str, Any] = {}
+
+
+class AuditAnswer(Answer, frozen=True, kw_only=True):
+    """Entries of the audit log, oldest first."""
+
+    entries: list[AuditEntryAnswer]
+    has_more: bool
+    next_cursor: str | None = None
+
+
+class VerifiedAnswer(Answer, frozen=True, kw_only=True):
+    """Whether a tenant's chain holds; `head` is the hash of its last good entry."""
+
+    ok: bool
+    tenant: str
+    entries: int
+    head: str
+    broken_at: int | None = None
 
 
 class HealthAnswer(Answer, frozen=True, kw_only=True):

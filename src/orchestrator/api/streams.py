@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from orchestrator.api.calls import Watch
 from orchestrator.api.wire import Wire
 from orchestrator.core import events as ev
 from orchestrator.core import values
@@ -37,10 +38,11 @@ class EventStream(Generic[T]):
 
     `open_batches` is given a sink, through which a batch goes straight to the reader's connection
     where that takes it. `framed` makes the bytes of a batch, empty for nothing. The header X-Run-ID
-    names `run_id`. `hung_up` is awaited when the reader went before the end.
+    names `run_id`. `hung_up` is awaited when the reader went before the end. `watch` ends the
+    stream of a reader who may read no more.
     """
 
-    __slots__ = ("_first", "_framed", "_hung_up", "_keep_alive_s", "_open", "_run_id")
+    __slots__ = ("_first", "_framed", "_hung_up", "_keep_alive_s", "_open", "_run_id", "_watch")
 
     def __init__(
         self,
@@ -51,6 +53,7 @@ class EventStream(Generic[T]):
         first: bytes = b"",
         run_id: str | None = None,
         hung_up: Callable[[], Awaitable[object]] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._open = open_batches
         self._framed = framed
@@ -58,6 +61,7 @@ class EventStream(Generic[T]):
         self._first = first
         self._run_id = run_id
         self._hung_up = hung_up
+        self._watch = watch
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI
         """Answer one request."""
@@ -67,7 +71,7 @@ class EventStream(Generic[T]):
             return
         reading = Reading(Wire(scope), self._keep_alive_s)
         try:
-            with reading:
+            with self._watch(reading.revoke) if self._watch else nullcontext(), reading:
                 await self._pump(reading, send)
         except Exception:
             log.exception("stream_failed", path=scope["path"])
@@ -100,7 +104,8 @@ class Reading:
     """
 
     __slots__ = (
-        "_blocked_since", "_keep_alive_s", "_loop", "_silent", "_task", "_timer", "_wire", "gone",
+        "_blocked_since", "_keep_alive_s", "_loop", "_revoked", "_silent", "_task", "_timer",
+        "_wire", "gone",
     )  # fmt: skip
 
     def __init__(self, wire: Wire, keep_alive_s: float) -> None:
@@ -111,7 +116,7 @@ class Reading:
         self._timer: asyncio.TimerHandle | None = None
         self._silent = True
         self._blocked_since: float | None = None
-        self.gone = False
+        self.gone = self._revoked = False
 
     def __enter__(self) -> None:
         self._wire.on_gone(self._cut)
@@ -121,7 +126,8 @@ class Reading:
         self._wire.on_gone(None)
         if self._timer is not None:
             self._timer.cancel()
-        if kind is not asyncio.CancelledError or not self.gone or self._task is None:
+        ours = self.gone or self._revoked
+        if kind is not asyncio.CancelledError or not ours or self._task is None:
             return False
         return not self._task.uncancel()
 
@@ -153,9 +159,18 @@ class Reading:
         self._arm()
 
     def _cut(self) -> None:
-        if not self.gone and self._task is not None:
+        if not (self.gone or self._revoked) and self._task is not None:
             self.gone = True
             self._task.cancel()
+
+    def revoke(self) -> None:
+        """End the stream of a reader who may read no more; who takes nothing is cut off."""
+        if self.gone or self._revoked or self._task is None:
+            return
+        self._revoked = True
+        if self._blocked_since is not None:
+            self._wire.abort()
+        self._task.cancel()
 
 
 def session_frames(items: list[SessionEvent]) -> bytes:

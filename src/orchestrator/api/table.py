@@ -1,24 +1,10 @@
 """What a row of the route table holds; router, OpenAPI, API.md and docs tests read it."""
 
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from orchestrator.api.calls import Handler
-
-PERMISSIONS: Final = frozenset(
-    {
-        "open",
-        "runs:write",
-        "runs:read",
-        "sessions:write",
-        "sessions:read",
-        "agents:write",
-        "agents:read",
-        "metrics:read",
-    }
-)
-"""What a route may ask of its caller; roles get these with the keys. `open` asks nothing."""
 
 
 class Query(msgspec.Struct, frozen=True):
@@ -39,7 +25,7 @@ class Other(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """One method on one path.
+    """One method on one path; `permission` is one of `core.access.PERMISSIONS`.
 
     `also` are further paths of the same route. `requires` names the body's fields that must be
     there, `errors` the codes it answers besides those every route may answer. `stream` says when

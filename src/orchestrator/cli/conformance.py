@@ -10,6 +10,7 @@ import msgspec
 
 from orchestrator.core.errors import AgentFailure
 from orchestrator.core.frames import ENDING, Delta, Done, Failed, Frame
+from orchestrator.core.secret import Secret
 from orchestrator.ports import AgentCall, AgentClient, AgentProbe
 
 MANY: Final = 4
@@ -145,7 +146,8 @@ class Conformance:
     def _call(self, run_id: str, content: Any) -> AgentCall:
         return AgentCall(
             endpoint=self.endpoint, agent_id="probe", session_id="probe", run_id=run_id, attempt=1,
-            role="user", content=content, context={"probe": True}, credential=self.credential,
+            role="user", content=content, context={"probe": True},
+            credential=Secret(self.credential) if self.credential else None,
             messages=[{"role": "user", "content": "an earlier message"}], traceparent=TRACE,
             base_url="http://localhost:8080",
         )  # fmt: skip

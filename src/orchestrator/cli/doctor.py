@@ -119,14 +119,14 @@ def _said(part: Callable[[], Any]) -> bytes:
 
 def _redacted(settings: Settings) -> dict[str, Any]:
     """Return the settings: what is secret is only said to be set, URLs lose their passwords."""
-    told = msgspec.to_builtins(settings)
+    told = {field: getattr(settings, field) for field in settings.__struct_fields__}
     for variable in VARIABLES:
-        value = told[variable.field]
+        value = told.get(variable.field)
         if variable.secret:
             told[variable.field] = "set" if value else "unset"
         elif isinstance(value, str) and "@" in value:
             told[variable.field] = without_user(value)
-    return dict(told)
+    return told
 
 
 def without_user(url: str) -> str:

@@ -20,6 +20,9 @@ COMMANDS: Final = {
     "runs": "runs:runs",
     "agents": "agents:agents",
     "probe": "probing:probe",
+    "keys": "keys:keys",
+    "audit": "audit:audit",
+    "secrets": "secrets:secrets",
     "backup": "saving:backup",
     "doctor": "doctor:doctor",
 }

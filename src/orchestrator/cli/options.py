@@ -28,10 +28,10 @@ url: Final[Callable[[Any], Any]] = click.option(
 
 
 def server(given: str | None) -> Server:
-    """Return the server that `--url`, ORCHESTRATOR_URL or HTTP_PORT names."""
-    from orchestrator.settings import server_url
+    """Return the server that `--url`, ORCHESTRATOR_URL or HTTP_PORT names, with our key."""
+    from orchestrator.settings import server_key, server_url
 
-    return Server(given or server_url())
+    return Server(given or server_url(), server_key())
 
 
 def standard_input() -> str:

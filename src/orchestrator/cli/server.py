@@ -11,6 +11,7 @@ import msgspec
 
 from orchestrator.cli.failure import CommandFailed, Exit
 from orchestrator.clients.sse import SSEEvent, SSEParser
+from orchestrator.core.secret import Secret
 
 REQUEST_S: Final = 60.0
 SILENCE_S: Final = 45.0
@@ -19,6 +20,7 @@ RETURN_S: Final = 60.0
 """How long a stream tries to come back to a server that went away."""
 _PAUSE_S: Final = 0.5
 _BROKEN: Final = (OSError, http.client.HTTPException)
+_UNAUTHORIZED: Final = 401
 _CODES: Final = {
     401: Exit.REFUSED,
     403: Exit.REFUSED,
@@ -30,9 +32,9 @@ _CODES: Final = {
 
 
 class Server:
-    """One server, by its URL."""
+    """One server, by its URL; `key` is what it is shown."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: Secret | None = None) -> None:
         parts = _parts(url)
         if parts is None:
             raise CommandFailed(
@@ -41,6 +43,7 @@ class Server:
             )
         self.url = url.rstrip("/")
         self._parts = parts
+        self._shown = {"Authorization": f"Bearer {key.reveal()}"} if key else {}
 
     def get(self, path: str, shape: Any = dict, **query: Any) -> Any:
         """Return what a GET answers, if that has the shape."""
@@ -156,7 +159,7 @@ class Server:
         headers: dict[str, str] | None = None,
     ) -> http.client.HTTPResponse:
         data = None if body is None else msgspec.json.encode(body)
-        sent = {"Content-Type": "application/json", **(headers or {})}
+        sent = {"Content-Type": "application/json", **self._shown, **(headers or {})}
         connection.request(method, self._parts.path.rstrip("/") + path, data, sent)
         return connection.getresponse()
 
@@ -169,7 +172,8 @@ class Server:
             raise self.stranger(str(status)) from None
         if status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
             raise CommandFailed(message, Exit.UNREACHABLE, f"docs/errors.md explains {code}")
-        raise CommandFailed(message, _CODES.get(status, Exit.USAGE))
+        hint = "ORCHESTRATOR_KEY=ok_… is what a server is shown" if status == _UNAUTHORIZED else ""
+        raise CommandFailed(message, _CODES.get(status, Exit.USAGE), hint)
 
     def _unreachable(self, error: Exception) -> CommandFailed:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

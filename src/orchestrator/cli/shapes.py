@@ -93,3 +93,60 @@ class Page(msgspec.Struct):
     has_more: bool
     next_cursor: str
     trimmed: bool = False
+
+
+class Key(msgspec.Struct):
+    """A key without its secret."""
+
+    key_id: str
+    tenant: str
+    name: str
+    role: str
+
+
+class Keys(msgspec.Struct):
+    """Keys."""
+
+    keys: list[Key]
+
+
+class MadeKey(msgspec.Struct):
+    """A new key."""
+
+    key: str
+    info: Key
+
+
+class AuditEntry(msgspec.Struct):
+    """What somebody did."""
+
+    seq: int
+    at: int
+    actor: str
+    action: str
+    target: str
+    hash: str
+
+
+class Audit(msgspec.Struct):
+    """Entries of the audit log."""
+
+    entries: list[AuditEntry]
+    has_more: bool
+    next_cursor: str | None = None
+
+
+class Verified(msgspec.Struct):
+    """What a walk along the chain found."""
+
+    ok: bool
+    entries: int
+    head: str
+    broken_at: int | None = None
+
+
+class Resealed(msgspec.Struct):
+    """How many secrets were encrypted anew, and how many cannot be."""
+
+    changed: int
+    unreadable: int

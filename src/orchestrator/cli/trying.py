@@ -13,11 +13,10 @@ from typing import Final
 import click
 
 import orchestrator
-from orchestrator.cli import ports, serving, shapes
+from orchestrator.cli import options, ports, serving, shapes
 from orchestrator.cli.events import follow
 from orchestrator.cli.failure import CommandFailed, Exit
 from orchestrator.cli.output import Output
-from orchestrator.cli.server import Server
 from orchestrator.settings import load
 
 AGENT: Final = "demo_agent"
@@ -101,7 +100,7 @@ async def _demo_agent() -> AsyncIterator[str]:
 
 
 def _first_run(url: str, endpoint: str, text: str, out: Output) -> tuple[str, int]:
-    server = Server(url)
+    server = options.server(url)
     registration = {"agent_id": AGENT, "name": "Demo agent", "endpoint": endpoint}
     server.post("/v1/agents/register", registration)
     out.line()

@@ -1,11 +1,15 @@
-"""Dials: resolve once, judge every address, connect to a judged one, in the system's order."""
+"""Dials: resolve once, judge every address, connect to a judged one, in the system's order.
+
+Both clients take from here which hosts are looked up and which of their addresses may be dialled.
+"""
 
 import asyncio
+import re
 import ssl
 from collections.abc import Callable
 from functools import cache
 from ipaddress import ip_address
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from orchestrator.clients.exchange import ExchangeFailed
@@ -17,8 +21,13 @@ DIAL_S: Final = 10.0
 KEEP_ALIVE_S: Final = 4.0
 """How long an idle connection is kept; common agent servers close theirs after 5 s."""
 _PORTS: Final = {"http": 80, "https": 443}
+_NUMBER: Final = re.compile(r"0x[0-9a-f]*|[0-9]+", re.IGNORECASE)
+_SENDABLE: Final = re.compile(r"[!-~]+")
+_SHOWN: Final = 200
 _SAID: Final = 300
 
+Found: TypeAlias = tuple[int, str]
+"""An address as the world resolves it, behind its family."""
 P = TypeVar("P", bound=asyncio.Protocol)
 
 
@@ -35,6 +44,13 @@ class Origin(NamedTuple):
         return f"{self.scheme}://{shown}{port}"
 
 
+class Route(NamedTuple):
+    """An origin and whose URL leads there: a connection is only ever used for the one of them."""
+
+    origin: Origin
+    operator: bool
+
+
 class Target(NamedTuple):
     """A URL as a request needs it: where to dial, the Host header, the request target."""
 
@@ -45,38 +61,39 @@ class Target(NamedTuple):
     @classmethod
     def of(cls, url: str) -> "Target":
         """Take a URL apart; raises ExchangeFailed `refused` for one that cannot be sent."""
-        parts = urlsplit(url)
         try:
-            port = parts.port or _PORTS[parts.scheme]
+            parts = urlsplit(url)
+            usual = _PORTS[parts.scheme]
+            port = usual if parts.port is None else parts.port
         except (KeyError, ValueError) as error:
             raise ExchangeFailed("refused", f"the request cannot be sent: {error}") from error
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        if not parts.hostname or not (path + parts.netloc).isascii() or not path.isprintable():
+        if not parts.hostname or not _SENDABLE.fullmatch(parts.netloc + path):
             raise ExchangeFailed("refused", "the request cannot be sent: the URL is malformed")
         origin = Origin(parts.scheme, parts.hostname, port)
         return cls(origin, str(origin).partition("://")[2], path)
 
 
 class Dialer:
-    """Connects for whoever `operator` says the URLs belong to; the egress rules judge."""
+    """Connects where the egress rules allow it."""
 
-    def __init__(self, world: World, egress: Egress, *, operator: bool) -> None:
+    def __init__(self, world: World, egress: Egress) -> None:
         self._world = world
         self._egress = egress
-        self._operator = operator
 
-    def check(self, url: str) -> None:
+    def check(self, url: str, *, operator: bool) -> None:
         """Judge a URL before anything is dialled; raises ExchangeFailed `refused`."""
         try:
-            self._egress.check(url, operator=self._operator)
+            self._egress.check(url, operator=operator)
         except EgressRefused as error:
             raise ExchangeFailed("refused", error.message) from error
 
-    async def dial(self, origin: Origin, factory: Callable[[], P]) -> P:
+    async def dial(self, route: Route, factory: Callable[[], P]) -> P:
         """Return the protocol of a new connection; raises `refused` or `unreachable`."""
+        origin = route.origin
         try:
             async with asyncio.timeout(DIAL_S):
-                return await self._in_turn(origin, factory)
+                return await self._in_turn(route, factory)
         except EgressRefused as error:
             raise ExchangeFailed("refused", error.message) from error
         except TimeoutError as error:
@@ -86,34 +103,23 @@ class Dialer:
             text = f"no connection to {origin}: {_said(error)}"
             raise ExchangeFailed("unreachable", text) from error
 
-    async def _in_turn(self, origin: Origin, factory: Callable[[], P]) -> P:
-        failure: OSError = OSError("the name has no address")
-        for address in await self._allowed(origin):
+    async def _in_turn(self, route: Route, factory: Callable[[], P]) -> P:
+        failure = OSError("the name has no address")
+        for address in await self._allowed(route):
             try:
-                return await self._connect(origin, address, factory)
+                return await self._connect(route.origin, address, factory)
             except OSError as error:
                 failure = error
         raise failure
 
-    async def _allowed(self, origin: Origin) -> list[str]:
-        """Return the addresses that may be dialled; raises EgressRefused when none may."""
-        refusal: EgressRefused | None = None
-        allowed = []
-        for address in await self._addresses(origin):
-            try:
-                self._egress.judge(origin.host, address, operator=self._operator)
-            except EgressRefused as error:
-                refusal = refusal or error
-            else:
-                allowed.append(address)
-        if not allowed and refusal is not None:
-            raise refusal
-        return allowed
-
-    async def _addresses(self, origin: Origin) -> list[str]:
-        if _is_address(origin.host):
-            return [origin.host]
-        return [address for _, address in await self._world.resolve(origin.host, origin.port)]
+    async def _allowed(self, route: Route) -> list[str]:
+        (_, host, port), operator = route
+        address = address_in(host)
+        if address is None:
+            found = await resolve(self._world, self._egress, host, port, operator=operator)
+            return [address for _, address in found]
+        self._egress.judge(host, address, operator=operator)
+        return [address]
 
     async def _connect(self, origin: Origin, address: str, factory: Callable[[], P]) -> P:
         secure = origin.scheme == "https"
@@ -134,12 +140,42 @@ def _tls() -> ssl.SSLContext:
     return context
 
 
-def _is_address(host: str) -> bool:
+def address_in(host: str) -> str | None:
+    """Return the address that a URL's host is, None for a name; raises EgressRefused for neither.
+
+    A colon, or a number at the end (WHATWG URL, "ends in a number"), makes it an address to some
+    resolvers, so a name it is not: it would be dialled without having been judged.
+    """
     try:
-        ip_address(host)
+        return str(ip_address(host))
     except ValueError:
-        return False
-    return True
+        if ":" not in host and not _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):
+            return None
+    raise EgressRefused(
+        f"{host[:_SHOWN]} is neither a name nor a plain address; write four decimal numbers, or "
+        "an IPv6 address in brackets"
+    )
+
+
+async def resolve(
+    world: World, egress: Egress, host: str, port: int, *, operator: bool
+) -> list[Found]:
+    """Return those addresses of a name that may be dialled, in the order to try them.
+
+    Raises EgressRefused when it has some and none may be, OSError when it has none.
+    """
+    refusal: EgressRefused | None = None
+    allowed: list[Found] = []
+    for family, address in await world.resolve(host, port):
+        try:
+            egress.judge(host, address, operator=operator)
+        except EgressRefused as error:
+            refusal = refusal or error
+        else:
+            allowed.append((family, address))
+    if not allowed:
+        raise refusal or OSError("the name has no address")
+    return allowed
 
 
 def _said(error: Exception) -> str:

@@ -24,13 +24,18 @@ class ExchangeFailed(Exception):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What to send; `timeout_s` bounds the whole exchange, None leaves that to the caller."""
+    """What to send; `timeout_s` bounds the whole exchange, None leaves that to the caller.
+
+    `operator` says whose URL this is: one that an operator registered may be private, any other
+    is public only.
+    """
 
     method: str = "POST"
     url: str
     headers: Mapping[str, str]
     body: bytes | None = None
     timeout_s: float | None = None
+    operator: bool = True
 
 
 class Answer(Protocol):

@@ -2,10 +2,9 @@
 
 import asyncio
 import io
-import ipaddress
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from types import TracebackType
 from typing import Final, Self, cast
@@ -16,7 +15,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
-from orchestrator.clients.dial import DIAL_S, KEEP_ALIVE_S
+from orchestrator.clients.dial import DIAL_S, KEEP_ALIVE_S, address_in, resolve
 from orchestrator.clients.exchange import Answer, ExchangeFailed, Request
 from orchestrator.core.errors import EgressRefused
 from orchestrator.ports import Egress, World
@@ -28,20 +27,36 @@ _SAID = 300
 
 
 class HTTPClient:
-    """One pool of connections; everything it opens belongs to it and ends with it.
+    """Two pools of connections; everything they open belongs to it and ends with it.
 
-    `operator` says whose URLs these are: those an operator registered may be private, others are
-    public only. Every address is judged when it is dialled, and the judged one is connected to.
+    One is for URLs that an operator registered, the other for the rest, which may not go
+    everywhere. Every address is judged when it is dialled, and the judged one is connected to.
     """
 
-    def __init__(self, world: World, egress: Egress, *, operator: bool = True) -> None:
+    def __init__(self, world: World, egress: Egress) -> None:
         self._world = world
         self._egress = egress
-        self._operator = operator
 
     async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            self._sessions = {
+                operator: await stack.enter_async_context(self._session(operator=operator))
+                for operator in (True, False)
+            }
+            self._closing = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self._closing.aclose()
+
+    def _session(self, *, operator: bool) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
-            resolver=_JudgingResolver(self._world, self._egress, operator=self._operator),
+            resolver=_JudgingResolver(self._world, self._egress, operator=operator),
             use_dns_cache=False,
             keepalive_timeout=KEEP_ALIVE_S,
             limit=0,
@@ -49,7 +64,7 @@ class HTTPClient:
         loop = asyncio.get_running_loop()
         abrupt = cast("partial[ResponseHandler]", partial(_Abrupt, loop=loop))
         connector._factory = abrupt  # noqa: SLF001  # no other door
-        self._session = aiohttp.ClientSession(
+        session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, connect=DIAL_S),
@@ -61,16 +76,8 @@ class HTTPClient:
             max_field_size=HEADER_BYTES,
             max_headers=HEADERS,
         )
-        self._session._retry_connection = False  # noqa: SLF001  # a GET would go twice
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        await self._session.close()
+        session._retry_connection = False  # noqa: SLF001  # a GET would go twice
+        return session
 
     def open(self, request: Request) -> AbstractAsyncContextManager[Answer]:
         """Send `request` once; entering returns when the head of the answer is there.
@@ -82,7 +89,7 @@ class HTTPClient:
     @asynccontextmanager
     async def _open(self, request: Request) -> AsyncIterator[Answer]:
         try:
-            self._judge(request.url)
+            self._judge(request)
             response = await self._send(request)
         except (EgressRefused, aiohttp.ClientError, OSError, ValueError) as error:
             raise _diagnose(error, request.url) from error
@@ -92,7 +99,7 @@ class HTTPClient:
             response.close()  # does nothing when the body was read and the connection is pooled
 
     async def _send(self, request: Request) -> aiohttp.ClientResponse:
-        return await self._session.request(
+        return await self._sessions[request.operator].request(
             request.method,
             request.url,
             headers=request.headers,
@@ -101,12 +108,13 @@ class HTTPClient:
             timeout=aiohttp.ClientTimeout(total=request.timeout_s, connect=DIAL_S),
         )
 
-    def _judge(self, url: str) -> None:
+    def _judge(self, request: Request) -> None:
         """Judge the URL, and its host where that is an address: the resolver never sees those."""
-        self._egress.check(url, operator=self._operator)
-        host = URL(url).host or ""
-        if _is_address(host):
-            self._egress.judge(host, host, operator=self._operator)
+        self._egress.check(request.url, operator=request.operator)
+        host = URL(request.url).raw_host or ""
+        address = address_in(host)
+        if address is not None:
+            self._egress.judge(host, address, operator=request.operator)
 
 
 class _Answer:
@@ -171,22 +179,11 @@ class _JudgingResolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         del family  # every family, in the order of the system
-        refusal: EgressRefused | None = None
-        allowed: list[ResolveResult] = []
-        for kind, address in await self._world.resolve(host, port):
-            try:
-                self._egress.judge(host, address, operator=self._operator)
-            except EgressRefused as error:
-                refusal = refusal or error
-            else:
-                allowed.append(
-                    ResolveResult(
-                        hostname=host, host=address, port=port, family=kind, proto=0, flags=0
-                    )
-                )
-        if not allowed:
-            raise refusal or OSError("the name has no address")
-        return allowed
+        found = await resolve(self._world, self._egress, host, port, operator=self._operator)
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=kind, proto=0, flags=0)
+            for kind, address in found
+        ]
 
     async def close(self) -> None:
         """Hold nothing."""
@@ -195,14 +192,6 @@ class _JudgingResolver(AbstractResolver):
 def _sendable(body: bytes | None) -> bytes | io.BytesIO | None:
     """Return a body as aiohttp sends it: a large one piece by piece, as fast as it is read."""
     return io.BytesIO(body) if body is not None and len(body) > BUFFER else body
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return ":" in host
-    return True
 
 
 def _diagnose(error: Exception, url: str) -> ExchangeFailed:
@@ -221,7 +210,7 @@ def _diagnose(error: Exception, url: str) -> ExchangeFailed:
             return ExchangeFailed("malformed", f"{_origin(url)} did not answer in HTTP: {said}")
         case TimeoutError():
             return ExchangeFailed("hung_up", f"{_origin(url)} did not answer in time")
-        case aiohttp.InvalidURL() | ValueError():
+        case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError() | ValueError():
             return ExchangeFailed("refused", f"the request cannot be sent: {_said(error)}")
         case _:
             return ExchangeFailed("hung_up", f"{_origin(url)} hung up: {_said(error)}")

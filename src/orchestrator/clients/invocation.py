@@ -6,6 +6,8 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import Final, NoReturn, Protocol
 
+from msgspec.structs import replace
+
 from orchestrator.clients.exchange import (
     HTTP,
     Answer,
@@ -64,7 +66,8 @@ class AgentHTTP:
         An empty batch is a sign of life. Leaving closes the connection at once unless the answer
         was read to its end. Raises AgentFailure with a code of CONTRACT §4.
         """
-        return _Invocation(self._http.open(self._dialect.request(call)), self._dialect)
+        request = replace(self._dialect.request(call), operator=call.operator)
+        return _Invocation(self._http.open(request), self._dialect)
 
 
 class _Invocation(AbstractAsyncContextManager[AsyncIterator[Sequence[Frame]]]):

@@ -165,8 +165,9 @@ def headers(call: AgentCall, accept: str) -> dict[str, str]:
         "X-Platform-Base-URL": call.base_url,
         "Idempotency-Key": call.run_id,
         "traceparent": call.traceparent,
-        "X-Run-Token": call.run_token,
-        "Authorization": call.credential and f"Bearer {call.credential}",
+        "tracestate": call.tracestate,
+        "X-Run-Token": call.run_token and call.run_token.reveal(),
+        "Authorization": call.credential and f"Bearer {call.credential.reveal()}",
     }
     return {name: value for name, value in wanted.items() if value}
 

@@ -20,13 +20,17 @@ class HTTPProbe:
     def __init__(self, http: HTTP) -> None:
         self._http = http
 
-    async def probe(self, endpoint: str, credential: str | None) -> ProbeAnswer:
+    async def probe(
+        self, endpoint: str, credential: str | None, *, operator: bool = True
+    ) -> ProbeAnswer:
         """Ask `GET {endpoint}/health`; 404, 405, 501 mean unknown. A sick agent raises nothing."""
         wanted = {"Accept": "application/json"}
         if credential:
             wanted["Authorization"] = f"Bearer {credential}"
         url = endpoint.rstrip("/") + "/health"
-        request = Request(method="GET", url=url, headers=wanted, timeout_s=TIMEOUT_S)
+        request = Request(
+            method="GET", url=url, headers=wanted, timeout_s=TIMEOUT_S, operator=operator
+        )
         try:
             async with self._http.open(request) as answer:
                 return await _judge(answer)

@@ -5,10 +5,11 @@ not a stream goes through `clients.http`, which is also what this one is compare
 """
 
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
-from orchestrator.clients.dial import KEEP_ALIVE_S, Dialer, Origin, Target
+from orchestrator.clients.dial import KEEP_ALIVE_S, Dialer, Route, Target
 from orchestrator.clients.exchange import Answer, ExchangeFailed, Request
 from orchestrator.clients.wire import Connection
 from orchestrator.ports import Egress, World
@@ -21,13 +22,13 @@ _STANDING: Final = "User-Agent: orchestrator\r\nAccept-Encoding: identity\r\n"
 class StreamingClient:
     """`clients.exchange.HTTP` on connections of our own.
 
-    `operator` says whose URLs these are: those an operator registered may be private, others are
-    public only. A request goes out once, on a connection that is used by nobody else meanwhile.
+    A request goes out once, on a connection that is used by nobody else meanwhile. One that was
+    dialled for an operator's URL is kept apart from those for others, which may not go everywhere.
     """
 
-    def __init__(self, world: World, egress: Egress, *, operator: bool = True) -> None:
-        self._dialer = Dialer(world, egress, operator=operator)
-        self._idle: dict[Origin, list[Connection]] = {}
+    def __init__(self, world: World, egress: Egress) -> None:
+        self._dialer = Dialer(world, egress)
+        self._idle: dict[Route, list[Connection]] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -51,44 +52,55 @@ class StreamingClient:
         """
         return _Exchange(self, request)
 
-    async def begin(self, request: Request) -> tuple[Origin, Connection]:
+    async def begin(self, request: Request) -> tuple[Route, Connection]:
         """Send `request` and return the connection, which is the exchange's until `finish`."""
-        self._dialer.check(request.url)
+        self._dialer.check(request.url, operator=request.operator)
         target = Target.of(request.url)
         data = encode(request, target)
-        connection = self._reused(target.origin)
+        route = Route(target.origin, request.operator)
+        connection = self._reused(route)
         if connection is None:
-            connection = await self._dialer.dial(target.origin, Connection)
+            connection = await self._dialer.dial(route, Connection)
         connection.send(str(target.origin), data, request.timeout_s)
-        return target.origin, connection
+        return route, connection
 
-    def finish(self, origin: Origin, connection: Connection) -> None:
+    def finish(self, route: Route, connection: Connection) -> None:
         """Take a connection back, or close it where its answer was not read to the end."""
         if connection.finish():
-            self._keep(origin, connection)
+            self._keep(route, connection)
 
-    def _reused(self, origin: Origin) -> Connection | None:
-        idle = self._idle.get(origin, [])
+    def _reused(self, route: Route) -> Connection | None:
+        idle = self._idle.pop(route, [])
         while idle:
             connection = idle.pop()
             if connection.take():
+                if idle:
+                    self._idle[route] = idle
                 return connection
         return None
 
-    def _keep(self, origin: Origin, connection: Connection) -> None:
-        idle = self._idle.setdefault(origin, [])
-        idle[:] = [one for one in idle if one.alive]
+    def _keep(self, route: Route, connection: Connection) -> None:
+        idle = self._idle.setdefault(route, [])
+        if len(idle) >= IDLE_MAX:
+            idle[:] = [one for one in idle if one.alive]
         if len(idle) >= IDLE_MAX:
             connection.abort()
             return
-        connection.expire_in(KEEP_ALIVE_S)
+        connection.expire_in(KEEP_ALIVE_S, partial(self._forget, route, connection))
         idle.append(connection)
+
+    def _forget(self, route: Route, connection: Connection) -> None:
+        """Let an idle connection go, and with the last one all that is known of its route."""
+        connection.abort()
+        idle = [one for one in self._idle.pop(route, []) if one is not connection]
+        if idle:
+            self._idle[route] = idle
 
 
 class _Exchange(AbstractAsyncContextManager[Answer]):
     """One exchange while it is open, which may be for hours: the request is not kept."""
 
-    __slots__ = ("_client", "_connection", "_origin", "_request")
+    __slots__ = ("_client", "_connection", "_request", "_route")
 
     def __init__(self, client: StreamingClient, request: Request) -> None:
         self._client = client
@@ -98,11 +110,11 @@ class _Exchange(AbstractAsyncContextManager[Answer]):
         request, self._request = self._request, None
         if request is None:
             raise RuntimeError("an exchange is entered once")
-        self._origin, self._connection = await self._client.begin(request)
+        self._route, self._connection = await self._client.begin(request)
         try:
             await self._connection.head()
         except BaseException:
-            self._client.finish(self._origin, self._connection)
+            self._client.finish(self._route, self._connection)
             raise
         return self._connection
 
@@ -112,7 +124,7 @@ class _Exchange(AbstractAsyncContextManager[Answer]):
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self._client.finish(self._origin, self._connection)
+        self._client.finish(self._route, self._connection)
 
 
 def encode(request: Request, target: Target) -> bytes:

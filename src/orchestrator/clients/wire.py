@@ -5,6 +5,7 @@ came. While too much waits to be read the socket is left alone, so a fast sender
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import httptools
@@ -106,9 +107,9 @@ class Connection(asyncio.Protocol):
         if self._transport is not None and not self._lost:
             self._transport.abort()
 
-    def expire_in(self, seconds: float) -> None:
-        """Close the idle connection after a time, unless it is used before."""
-        self._clock = self._loop.call_later(seconds, self.abort)
+    def expire_in(self, seconds: float, expired: Callable[[], None]) -> None:
+        """Have the owner close the idle connection after a time, unless it is used before."""
+        self._clock = self._loop.call_later(seconds, expired)
 
     def take(self) -> bool:
         """Stop the idle clock; return whether the connection is still good."""

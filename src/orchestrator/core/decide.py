@@ -183,8 +183,10 @@ def evolve(run: Run, payload: ev.Payload, ts: int) -> Run:
     changes: dict[str, Any] = {"status": status}
     match payload:
         case ev.AgentInvokeStarted(attempt=attempt):
-            changes |= {"attempt": attempt, "attempt_seq": HEAD}
+            changes |= {"attempt": attempt, "attempt_seq": HEAD, "attempting": True}
             changes["started_at"] = run.started_at or ts
+        case ev.AgentInvokeRetrying():
+            changes["attempting"] = False
         case ev.RunDone(final_message=final, usage=usage):
             changes |= {"final_message": final, "usage": usage}
         case ev.RunFailed(code=code, message=message):
@@ -194,5 +196,5 @@ def evolve(run: Run, payload: ev.Payload, ts: int) -> Run:
         case _:
             pass
     if status in ENDED:
-        changes |= {"ended_at": ts, "owner": None}
+        changes |= {"ended_at": ts, "owner": None, "attempting": False}
     return replace(run, **changes)

@@ -4,15 +4,16 @@
     ├── InvalidRequest        400   the caller sent something we cannot take
     │   ├── Unsupported             known, but not available here
     │   └── EgressRefused           an address that this server must not dial
+    ├── Unauthorized          401   nobody we know, or no longer
     ├── Forbidden             403
     ├── NotFound              404
-    │   ├── AgentNotFound · RunNotFound · SessionNotFound
+    │   ├── AgentNotFound · RunNotFound · SessionNotFound · KeyNotFound
     ├── Conflict              409   true in itself, but not in this state
-    │   ├── SessionBusy · IdempotencyKeyReused · RunEnded · RunNotActive
+    │   ├── SessionBusy · IdempotencyKeyReused · RunEnded · RunNotActive · StaleAttempt
     │   └── StaleWrite              a guard did not hold: somebody else decided first
     ├── TooSlow               408
     ├── TooLarge              413
-    ├── QueueFull             429
+    ├── QueueFull · RateLimited 429
     ├── StoreFailure          500   the disk refused a commit; the process stops
     ├── Unavailable           503
     │   └── Draining · AgentDraining · StorageFull
@@ -58,6 +59,13 @@ class EgressRefused(InvalidRequest):
     code = "egress_refused"
 
 
+class Unauthorized(OrchestratorError):
+    """The request carries no credential that is known and still good."""
+
+    code = "unauthorized"
+    status = 401
+
+
 class Forbidden(OrchestratorError):
     """The caller may not do this here."""
 
@@ -88,6 +96,12 @@ class SessionNotFound(NotFound):
     """No session has that id."""
 
     code = "session_not_found"
+
+
+class KeyNotFound(NotFound):
+    """No key of this tenant has that id."""
+
+    code = "key_not_found"
 
 
 class Conflict(OrchestratorError):
@@ -121,6 +135,12 @@ class RunNotActive(Conflict):
     code = "run_not_active"
 
 
+class StaleAttempt(Conflict):
+    """The token is that of an attempt which is over; the attempt that came after has its own."""
+
+    code = "stale_attempt"
+
+
 class StaleWrite(Conflict):
     """A guard of a commit did not hold; load again and decide again."""
 
@@ -145,6 +165,14 @@ class QueueFull(OrchestratorError):
     """The admission limit is reached; try again after `retry_after` seconds."""
 
     code = "queue_full"
+    status = 429
+    retryable = True
+
+
+class RateLimited(OrchestratorError):
+    """The caller's key has used up its limit; try again after `retry_after` seconds."""
+
+    code = "rate_limited"
     status = 429
     retryable = True
 

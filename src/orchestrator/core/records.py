@@ -67,8 +67,9 @@ class Run(Record, frozen=True, kw_only=True):
 
     `version` counts the events that are not of the delta class, `head` is the last seq, `epoch`
     counts owners, `attempt` invocations; `attempt_seq` is the seq of the latest
-    `agent_invoke_started`. `forks` has the head at each unclean stop of the host that the run lived
-    through: readers may have seen more than was left, so each begins a generation of the log.
+    `agent_invoke_started`, and `attempting` says that this attempt is not over. `forks` has the
+    head at each unclean stop of the host that the run lived through: readers may have seen more
+    than was left, so each begins a generation of the log.
     """
 
     TABLE = "runs"
@@ -85,6 +86,7 @@ class Run(Record, frozen=True, kw_only=True):
     owner: str | None = None
     attempt: int = 0
     attempt_seq: int = 0
+    attempting: bool = False
     forks: list[int] = []
     parent_run_id: str | None = None
     depth: int = 0
@@ -113,6 +115,9 @@ class Invocation(Record, frozen=True, kw_only=True):
     context: dict[str, Any] | None = None
     traceparent: str | None = None
     timeout_ms: int | None = None
+    tracestate: str | None = None
+    scopes: list[str] | None = None
+    """What the tokens of this run may do at most; None is whatever its agent may."""
 
 
 class Timeouts(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -137,7 +142,11 @@ class Retry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
 
 
 class Agent(Record, frozen=True, kw_only=True, weakref=True):
-    """A registered agent. `auth` is sealed by the secret box and never served."""
+    """A registered agent. `auth` is sealed by the secret box and never served.
+
+    `operator` says that an operator vouches for the endpoint, which may then be private. `scopes`
+    are the permissions that the tokens of its runs have at most.
+    """
 
     TABLE = "agents"
     KEY: ClassVar[tuple[str, ...]] = ("tenant", "agent_id")
@@ -156,6 +165,8 @@ class Agent(Record, frozen=True, kw_only=True, weakref=True):
     on_lost: str = "fail"
     max_concurrency: int | None = None
     draining: bool = False
+    operator: bool = True
+    scopes: list[str] | None = None
     last_heartbeat: int | None = None
     created_at: int
     updated_at: int
@@ -203,6 +214,49 @@ class Cursor(Record, frozen=True, kw_only=True):
     run_id: str
     seq: int
     updated_at: int
+
+
+class Key(Record, frozen=True, kw_only=True):
+    """A caller's key: `digest` is the hash of its secret, which itself is kept nowhere.
+
+    `person` makes it a personal one. `agent_id` limits what an agent's key may change to that
+    agent. `limits` holds rates such as `600/m` by route, `*` for all of them together.
+    """
+
+    TABLE = "keys"
+    KEY: ClassVar[tuple[str, ...]] = ("key_id",)
+    key_id: str
+    tenant: str
+    name: str
+    role: str
+    digest: bytes
+    person: str | None = None
+    agent_id: str | None = None
+    limits: dict[str, str] = {}
+    created_at: int
+    created_by: str
+    expires_at: int | None = None
+    revoked_at: int | None = None
+    rotated_to: str | None = None
+    last_used_at: int | None = None
+
+
+class AuditEntry(Record, frozen=True, kw_only=True):
+    """What somebody did: `hash` is over this entry and the one before it of the same tenant.
+
+    Given with `seq` NEXT; the store assigns it, and the hash, in the commit.
+    """
+
+    TABLE = "audit"
+    KEY: ClassVar[tuple[str, ...]] = ("tenant", "seq")
+    tenant: str
+    seq: int
+    at: int
+    actor: str
+    action: str
+    target: str
+    detail: dict[str, Any] = {}
+    hash: bytes = b""
 
 
 class Blob(Record, frozen=True, kw_only=True):

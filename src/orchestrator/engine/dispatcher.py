@@ -14,7 +14,7 @@ from orchestrator.engine.patience import patiently
 from orchestrator.engine.replica import Replica
 from orchestrator.engine.runner import Runner
 from orchestrator.ports import Claimed
-from orchestrator.telemetry import get_logger
+from orchestrator.telemetry import bind, get_logger
 
 log = get_logger(__name__)
 
@@ -161,6 +161,7 @@ class Dispatcher:
 
     async def _hold(self, claimed: Claimed, switch: Switch) -> None:
         run = claimed.run
+        bind(run_id=run.run_id, session_id=run.session_id, agent_id=run.agent_id)
         try:
             agent = await self._agent(run)
             lock = self._slots.of(agent) if agent is not None else None

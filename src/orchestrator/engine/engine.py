@@ -9,8 +9,11 @@ import msgspec
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.records import Run
 from orchestrator.core.states import OPEN
+from orchestrator.engine.access import Access
+from orchestrator.engine.audit import Audit
 from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.intake import Intake
+from orchestrator.engine.keys import Keys
 from orchestrator.engine.ledger import Ledger
 from orchestrator.engine.limits import EngineSettings
 from orchestrator.engine.patience import patiently
@@ -20,14 +23,17 @@ from orchestrator.engine.runner import Runner
 from orchestrator.engine.runs import Runs
 from orchestrator.engine.sessions import Sessions
 from orchestrator.engine.tail import Tails
-from orchestrator.engine.transcript import Caller
+from orchestrator.engine.tokens import Tokens
+from orchestrator.engine.transcript import Calls
 from orchestrator.engine.upkeep import Upkeep
 from orchestrator.ports import (
     AgentClient,
     Bus,
     Egress,
+    Identity,
     PushClient,
     SecretBox,
+    Signer,
     Store,
     Where,
     World,
@@ -47,6 +53,8 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
     agents: Mapping[str, AgentClient]
     egress: Egress
     box: SecretBox
+    signer: Signer
+    identity: Identity | None = None
     push: PushClient | None = None
 
 
@@ -59,23 +67,31 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class Engine:
-    """Runs agents. `runs`, `sessions`, `agents` and `tails` are its public face."""
+    """Runs agents. What has a name without a leading underscore is its public face."""
 
     def __init__(self, outside: Outside, settings: EngineSettings) -> None:
         self._outside = outside
         self._settings = settings
-        self._ledger = Ledger(outside.store, outside.bus, outside.world)
-        caller = Caller(outside.store, outside.world, outside.box, settings)
-        runner = Runner(self._ledger, outside.agents, caller, settings)
+        store, world = outside.store, outside.world
+        self._ledger = Ledger(store, outside.bus, world)
+        self.audit = Audit(store, world)
+        self.keys = Keys(store, world, self.audit)
+        self.tokens = Tokens(world, outside.signer, self.audit)
+        self.access = Access(
+            store, world, self.keys, self.tokens, self.audit, settings.access, outside.identity
+        )
+        self._ledger.on_ended(self.access.on_ended)
+        calls = Calls(store, world, outside.box, self.tokens, settings)
+        runner = Runner(self._ledger, outside.agents, calls, settings)
         self._dispatcher = Dispatcher(self._ledger, runner, settings)
         self._intake = Intake(self._ledger, settings, self._dispatcher.wake)
         self._upkeep = Upkeep(self._ledger, settings)
         self._pusher = self._make_pusher()
         self._probed = (float("-inf"), "")
-        self.tails = Tails(outside.store, outside.bus)
+        self.tails = Tails(store, outside.bus)
         self.runs = Runs(self._ledger, self._intake, self.tails)
         self.sessions = Sessions(self._ledger)
-        self.agents = Registry(self._ledger, outside.egress, outside.box)
+        self.agents = Registry(self._ledger, outside.egress, outside.box, self.audit)
 
     def _make_pusher(self) -> Pusher | None:
         outside = self._outside
@@ -91,9 +107,13 @@ class Engine:
         """
         store, world = self._outside.store, self._outside.world
         still_open: Where = ("status", "in", sorted(OPEN))
+        await patiently(world, self.access.look)
         self._ledger.open_runs = await patiently(world, store.count, Run, still_open)
         async with asyncio.TaskGroup() as tasks:
-            background = [tasks.create_task(self._upkeep.run(), name="upkeep")]
+            background = [
+                tasks.create_task(self._upkeep.run(), name="upkeep"),
+                tasks.create_task(self.access.run(), name="access"),
+            ]
             if self._pusher is not None:
                 background.append(tasks.create_task(self._pusher.run(), name="pusher"))
             dispatching = tasks.create_task(self._dispatcher.run(), name="dispatcher")
@@ -105,6 +125,7 @@ class Engine:
                     task.cancel()
         if self._pusher is not None:
             await self._pusher.flush()
+        await self.access.flush()
 
     def drain(self) -> None:
         """Take no more runs; those in flight go on until the drain time is over."""

@@ -40,7 +40,8 @@ class Invoke(msgspec.Struct, frozen=True, kw_only=True):
 
     `request_id` makes it idempotent within its session, for a child run within its parent; without
     either within the tenant, so that the repeat finds the session of the first. `rerun_of` is the
-    run of which this is a repetition.
+    run of which this is a repetition. `scopes` bound what the run's tokens may do: those of the
+    token that asks for it.
     """
 
     tenant: str = TENANT
@@ -55,7 +56,9 @@ class Invoke(msgspec.Struct, frozen=True, kw_only=True):
     on_busy: str = "enqueue"
     parent_run_id: str | None = None
     traceparent: str | None = None
+    tracestate: str | None = None
     rerun_of: str | None = None
+    scopes: list[str] | None = None
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -186,6 +189,8 @@ class Intake:
             context=request.context,
             traceparent=request.traceparent,
             timeout_ms=request.timeout_ms,
+            tracestate=request.tracestate,
+            scopes=request.scopes,
         )
         op = accept(
             run,

@@ -2,6 +2,19 @@
 
 import msgspec
 
+from orchestrator.core.secret import Secret
+
+
+class AccessSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How callers are told apart: `open` lets everybody do everything, `keys_only` nobody without.
+
+    With neither, everybody may do everything until there is a key.
+    """
+
+    admin_key: Secret | None = None
+    open: bool = False
+    keys_only: bool = False
+
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Times in milliseconds; None switches a clock or a retention off."""
@@ -16,6 +29,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     retention_runs_ms: int | None = None
     retention_deltas_ms: int | None = None
     base_url: str = "http://localhost:8080"
+    access: AccessSettings = AccessSettings()
 
 
 TRANSCRIPT_MESSAGES = 50

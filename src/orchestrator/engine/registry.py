@@ -1,18 +1,25 @@
 """The agents that may be invoked: who they are, where they live, whether they are well."""
 
 import re
+from collections import Counter
 
 import msgspec
 from msgspec.structs import replace
 
-from orchestrator.core import values
-from orchestrator.core.errors import AgentNotFound, InvalidRequest
-from orchestrator.core.ops import Delete, Op, Patch, Put, Refused
+from orchestrator.core import access, values
+from orchestrator.core.access import Caller
+from orchestrator.core.errors import AgentNotFound, EgressRefused, Forbidden, InvalidRequest
+from orchestrator.core.ops import Delete, Op, Outcome, Patch, Put, Refused
 from orchestrator.core.records import Agent, Retry, Timeouts
+from orchestrator.core.secret import Secret
+from orchestrator.engine.audit import Audit
 from orchestrator.engine.ledger import Ledger
 from orchestrator.engine.limits import TENANT
 from orchestrator.engine.transcript import credential_context
 from orchestrator.ports import Egress, SecretBox, Where
+from orchestrator.telemetry import get_logger
+
+log = get_logger(__name__)
 
 HEARTBEAT_S = 30
 """How often an agent that sends heartbeats should send one."""
@@ -20,9 +27,12 @@ UNHEALTHY_AFTER_MS = 90_000
 """The silence after which an instance that has ever sent a heartbeat counts as unhealthy."""
 PROTOCOLS = ("native", "openai", "json")
 ON_LOST = ("fail", "retry")
+AGENTS_MAX = 10_000
+"""Agents that one list shows."""
 _ENDPOINT_MAX = 2048
 _ATTEMPTS_MAX = 100
 _TOKEN = re.compile(r"[!-~]+")
+_LOCAL = access.local(TENANT)
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +43,7 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     endpoint: str
     capabilities: list[str] = []
-    auth_token: str | None = None
+    auth_token: Secret | None = None
     instance_id: str | None = None
     version: str | None = None
     protocol: str = "native"
@@ -41,24 +51,33 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     retry: Retry = Retry()
     on_lost: str = "fail"
     max_concurrency: int | None = None
+    scopes: list[str] | None = None
+
+
+class Resealed(msgspec.Struct, frozen=True):
+    """How many stored secrets were sealed anew, and how many no key of ours opens."""
+
+    changed: int
+    unreadable: int
 
 
 class Registry:
     """The agents of a tenant."""
 
-    def __init__(self, ledger: Ledger, egress: Egress, box: SecretBox) -> None:
+    def __init__(self, ledger: Ledger, egress: Egress, box: SecretBox, audit: Audit) -> None:
         self._ledger = ledger
+        self._audit = audit
         self._store = ledger.store
         self._egress = egress
         self._box = box
 
-    async def register(self, wanted: Registration) -> Agent:
-        """Add or update an agent; its `created_at` and last heartbeat are kept.
+    async def register(self, wanted: Registration, by: Caller = _LOCAL) -> Agent:
+        """Add or update an agent for `by`; its `created_at` and last heartbeat are kept.
 
         Raises InvalidRequest for a malformed field and EgressRefused for an address that must
-        not be dialled.
+        not be dialled: a private one is an operator's to register.
         """
-        self._check(wanted)
+        self._check(wanted, by)
         now = self._ledger.world.now()
         context = credential_context(wanted.tenant, wanted.agent_id)
         token = wanted.auth_token
@@ -69,23 +88,36 @@ class Registry:
             endpoint=wanted.endpoint.rstrip("/"),
             protocol=wanted.protocol,
             capabilities=wanted.capabilities,
-            auth=self._box.seal(token, context) if token else None,
+            auth=self._box.seal(token.reveal(), context) if token else None,
             version=wanted.version,
             instance_id=wanted.instance_id,
             timeouts=wanted.timeouts,
             retry=wanted.retry,
             on_lost=wanted.on_lost,
             max_concurrency=wanted.max_concurrency,
+            operator=by.operator,
+            scopes=wanted.scopes,
             created_at=now,
             updated_at=now,
         )
-        await self._store.commit(Op(writes=(Put(agent, keep=("created_at", "last_heartbeat")),)))
+        put = Put(agent, keep=("created_at", "last_heartbeat"))
+        await self._audit.carry_out(
+            by, "agent.register", agent.agent_id, put,
+            endpoint=agent.endpoint, has_auth=token is not None,
+        )  # fmt: skip
         return await self.get(wanted.agent_id, wanted.tenant)
 
-    def _check(self, wanted: Registration) -> None:
+    def _check(self, wanted: Registration, by: Caller) -> None:
         values.name(wanted.agent_id, "agent_id")
+        _check_owner(wanted.agent_id, by)
         _check_endpoint(wanted.endpoint)
-        self._egress.check(wanted.endpoint, operator=True)
+        try:
+            self._egress.check(wanted.endpoint, operator=by.operator)
+        except EgressRefused as error:
+            self._audit.security("egress_refused", f"{by.name}: {error.message}", by.tenant)
+            raise
+        if wanted.scopes is not None:
+            access.scopes(wanted.scopes, access.RUN_SCOPES)
         if wanted.protocol not in PROTOCOLS:
             raise InvalidRequest(f"protocol must be one of {', '.join(PROTOCOLS)}")
         if wanted.on_lost not in ON_LOST:
@@ -94,7 +126,7 @@ class Registry:
         if not 1 <= wanted.retry.max_attempts <= _ATTEMPTS_MAX:
             raise InvalidRequest(f"retry.max_attempts must be 1 to {_ATTEMPTS_MAX}")
         _check_times(wanted)
-        if wanted.auth_token and not _TOKEN.fullmatch(wanted.auth_token):
+        if wanted.auth_token and not _TOKEN.fullmatch(wanted.auth_token.reveal()):
             raise InvalidRequest(
                 "auth.token must be printable ASCII without spaces, so that it can be sent as a "
                 "header"
@@ -118,29 +150,65 @@ class Registry:
         where: list[Where] = [("tenant", "=", tenant)]
         if capability is not None:
             where.append(("capabilities", "has", capability))
-        found = await self._store.find(Agent, *where, order="agent_id", limit=10_000)
+        found = await self._store.find(Agent, *where, order="agent_id", limit=AGENTS_MAX)
         judged = [self._judged(agent) for agent in found]
         return [a for a in judged if status is None or a.status == status.lower()]
 
-    async def heartbeat(self, agent_id: str, tenant: str = TENANT) -> Agent:
-        """Note that an agent lives."""
-        return await self._change(agent_id, tenant, last_heartbeat=self._ledger.world.now())
+    async def heartbeat(self, agent_id: str, by: Caller = _LOCAL) -> Agent:
+        """Note that an agent lives; nobody reads that in an audit."""
+        _check_owner(agent_id, by)
+        patch = {"last_heartbeat": self._ledger.world.now()}
+        lives = Patch(Agent, (by.tenant, agent_id), patch, required=True)
+        return await self._found(agent_id, by, (await self._store.commit(Op(writes=(lives,))))[0])
 
-    async def drain(self, agent_id: str, tenant: str = TENANT) -> Agent:
+    async def drain(self, agent_id: str, by: Caller = _LOCAL) -> Agent:
         """Mark an agent as leaving; a later registration marks it as back."""
-        return await self._change(agent_id, tenant, draining=True)
+        _check_owner(agent_id, by)
+        leaves = Patch(Agent, (by.tenant, agent_id), {"draining": True}, required=True)
+        outcome = await self._audit.carry_out(by, "agent.drain", agent_id, leaves)
+        return await self._found(agent_id, by, outcome)
 
-    async def remove(self, agent_id: str, tenant: str = TENANT) -> None:
+    async def remove(self, agent_id: str, by: Caller = _LOCAL) -> None:
         """Forget an agent; its runs and their logs stay."""
-        op = Op(writes=(Delete(Agent, (tenant, agent_id), required=True),))
-        if isinstance((await self._store.commit(op))[0], Refused):
+        _check_owner(agent_id, by)
+        gone = Delete(Agent, (by.tenant, agent_id), required=True)
+        if isinstance(await self._audit.carry_out(by, "agent.remove", agent_id, gone), Refused):
             raise AgentNotFound(f"agent {agent_id} not found")
 
-    async def _change(self, agent_id: str, tenant: str, **changes: object) -> Agent:
-        op = Op(writes=(Patch(Agent, (tenant, agent_id), changes, required=True),))
-        if isinstance((await self._store.commit(op))[0], Refused):
+    async def _found(self, agent_id: str, by: Caller, outcome: Outcome) -> Agent:
+        if isinstance(outcome, Refused):
             raise AgentNotFound(f"agent {agent_id} not found")
-        return await self.get(agent_id, tenant)
+        return await self.get(agent_id, by.tenant)
+
+    async def reseal(self, by: Caller) -> Resealed:
+        """Seal the stored credentials with the key that seals now: the tenant's, or everybody's.
+
+        One that no key opens stays as it is; its agent cannot be called until it registers again.
+        """
+        where: list[Where] = [("auth", "!=", None)]
+        if not by.root:
+            where.append(("tenant", "=", by.tenant))
+        done: Counter[str] = Counter()
+        for agent in await self._store.find(Agent, *where, limit=AGENTS_MAX):
+            done[await self._resealed(agent)] += 1
+        resealed = Resealed(done["changed"], done["unreadable"])
+        await self._audit.carry_out(
+            by, "secrets.rotate", "agents", changed=done["changed"], unreadable=done["unreadable"]
+        )
+        return resealed
+
+    async def _resealed(self, agent: Agent) -> str:
+        context, sealed = credential_context(agent.tenant, agent.agent_id), agent.auth or b""
+        if self._box.is_current(sealed, context):
+            return "current"
+        try:
+            fresh = self._box.seal(self._box.unseal(sealed, context), context)
+        except ValueError:
+            log.warning("credential_unreadable", agent_id=agent.agent_id, tenant=agent.tenant)
+            return "unreadable"
+        key = (agent.tenant, agent.agent_id)
+        await self._store.commit(Op(writes=(Patch(Agent, key, {"auth": fresh}, {"auth": sealed}),)))
+        return "changed"
 
     def _judged(self, agent: Agent) -> Agent:
         return replace(agent, status=health(agent, self._ledger.world.now()))
@@ -153,6 +221,11 @@ def health(agent: Agent, now: int) -> str:
     if agent.last_heartbeat is None:
         return "unknown"
     return "healthy" if now - agent.last_heartbeat <= UNHEALTHY_AFTER_MS else "unhealthy"
+
+
+def _check_owner(agent_id: str, by: Caller) -> None:
+    if by.agent_id not in {None, agent_id}:
+        raise Forbidden(f"this key is that of agent {by.agent_id} and changes no other")
 
 
 def _check_endpoint(endpoint: str) -> None:

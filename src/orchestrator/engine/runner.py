@@ -17,9 +17,10 @@ from orchestrator.engine.clocks import Clocks, Stopped, Switch, limits_of
 from orchestrator.engine.ledger import Ledger, Said, Words
 from orchestrator.engine.limits import EngineSettings
 from orchestrator.engine.patience import patiently
-from orchestrator.engine.transcript import Caller
+from orchestrator.engine.spans import RunSpans
+from orchestrator.engine.transcript import Calls
 from orchestrator.ports import AgentClient, Claimed
-from orchestrator.telemetry import get_logger
+from orchestrator.telemetry import Span, get_logger
 
 log = get_logger(__name__)
 
@@ -62,13 +63,15 @@ class Runner:
         self,
         ledger: Ledger,
         clients: Mapping[str, AgentClient],
-        caller: Caller,
+        calls: Calls,
         settings: EngineSettings,
     ) -> None:
         self._ledger = ledger
         self._clients = clients
-        self._caller = caller
+        self._calls = calls
         self._settings = settings
+        self._spans = RunSpans(ledger.world)
+        ledger.on_ended(self._spans.ended)
 
     async def drive(self, claimed: Claimed, agent: Agent | None, switch: Switch) -> None:
         """Take a run from where it stands to its end, or let go of it where it may go on elsewhere.
@@ -86,9 +89,17 @@ class Runner:
             log.exception("run_crashed", run_id=run.run_id, error=type(error).__name__)
             with suppress(Conflict):  # the same, while we gave up on it
                 await self._finish(run, _internal(error))
+        finally:
+            self._spans.let_go(claimed)
 
     async def _drive(self, claimed: Claimed, agent: Agent | None, switch: Switch) -> None:
         run = claimed.run
+        invocation = await patiently(
+            self._ledger.world, self._ledger.store.get, Invocation, run.run_id, deciding=True
+        )
+        if invocation is None:
+            raise LookupError(f"run {run.run_id} has no invocation")
+        self._spans.drive(claimed, invocation, agent)
         if agent is None:
             gone = f"agent {run.agent_id} is not registered any more"
             await self._finish(run, Fail(code="agent_not_found", message=gone))
@@ -98,11 +109,6 @@ class Runner:
             if next_run is None:
                 return
             run = next_run
-        invocation = await patiently(
-            self._ledger.world, self._ledger.store.get, Invocation, run.run_id, deciding=True
-        )
-        if invocation is None:
-            raise LookupError(f"run {run.run_id} has no invocation")
         try:
             while run.status not in ENDED:
                 run = await self._attempt(run, agent, invocation, switch)
@@ -133,29 +139,33 @@ class Runner:
         attempt = Attempt(self._ledger.words(run))
         limits = limits_of(self._settings, agent.timeouts, invocation.timeout_ms)
         failure = None
-        try:
-            stream = await self._opening(run, agent, invocation)
-            async with switch.guard(limits) as clocks:
-                await self._listen(stream, attempt, clocks)
-        except AgentFailure as failed:
-            failure = failed
-        await attempt.words.settled()
-        failure = failure or self._too_large(attempt)
-        if failure is not None:
-            return await self._failed(run, agent, failure, switch)
-        return await self._ended(run, agent, attempt, switch)
+        with self._spans.attempt(run, agent) as span:
+            try:
+                stream = await self._opening(run, agent, invocation, span)
+                async with switch.guard(limits) as clocks:
+                    await self._listen(stream, attempt, clocks)
+            except AgentFailure as failed:
+                failure = failed
+            await attempt.words.settled()
+            end = failure or self._too_large(attempt) or _verdict(attempt.ending, agent)
+            _say(span, end)
+        if isinstance(end, AgentFailure):
+            return await self._failed(run, agent, end, switch)
+        return await self._done(run, end, attempt)
 
-    async def _opening(self, run: Run, agent: Agent, invocation: Invocation) -> Stream:
+    async def _opening(self, run: Run, agent: Agent, invocation: Invocation, span: Span) -> Stream:
         """Return the call of the agent, which nobody keeps: it has the transcript.
 
         The agent's clocks do not run yet, for a store that is away is no fault of his. When it was,
         the run is looked at again: nobody tells us what another server did to it meanwhile.
         """
-        world, ask = self._ledger.world, self._caller.call
+        world, ask = self._ledger.world, self._calls.call
+        place = self._calls.place(run, invocation)
+        span.at(place)
         try:
-            call = await ask(run, agent, invocation)
+            call = await ask(run, agent, invocation, place)
         except Unavailable:
-            call = await patiently(world, ask, run, agent, invocation)
+            call = await patiently(world, ask, run, agent, invocation, place)
             now = await patiently(world, self._ledger.load, run.run_id, deciding=True)
             if now.status in ENDED or now.epoch != run.epoch:
                 raise Stopped("ended") from None
@@ -180,25 +190,14 @@ class Runner:
         text = f"the agent's events passed {most} bytes (MAX_RUN_BYTES)"
         return AgentFailure("run_too_large", text, retryable=False)
 
-    async def _ended(self, run: Run, agent: Agent, attempt: Attempt, switch: Switch) -> Run:
-        match attempt.ending:
-            case fr.Done(final_message=final, usage=usage):
-                complete = Complete(
-                    message_id=self._ledger.mint("msg", run.run_id[-2:]),
-                    final_message=final if final is not None else "".join(attempt.texts),
-                    usage=usage,
-                )
-                return await self._finish(run, complete)
-            case fr.Failed(code=code, message=message):
-                failure = AgentFailure(code, message, retryable=code in agent.retry.codes)
-            case fr.Paused(wait_for=wait_for):
-                names = ", ".join(wait_for) or "nothing"
-                text = f"pause waits for {names}, which is no open tool call of this run"
-                failure = AgentFailure("agent_protocol", text, retryable=False)
-            case _:
-                text = "the agent's stream ended without a done event"
-                failure = AgentFailure("agent_eof", text)
-        return await self._failed(run, agent, failure, switch)
+    async def _done(self, run: Run, done: fr.Done, attempt: Attempt) -> Run:
+        final = done.final_message
+        complete = Complete(
+            message_id=self._ledger.mint("msg", run.run_id[-2:]),
+            final_message=final if final is not None else "".join(attempt.texts),
+            usage=done.usage,
+        )
+        return await self._finish(run, complete)
 
     async def _failed(self, run: Run, agent: Agent, failure: AgentFailure, switch: Switch) -> Run:
         if not _again(agent.retry, run, failure):
@@ -213,6 +212,31 @@ class Runner:
 
     async def _finish(self, run: Run, command: Command) -> Run:
         return await self._ledger.insist(run, command, run.epoch)
+
+
+def _say(span: Span, end: fr.Done | AgentFailure) -> None:
+    if isinstance(end, AgentFailure):
+        span.outcome, span.error = "failed", end.code
+    else:
+        span.add(usage=end.usage)
+
+
+def _verdict(
+    ending: fr.Done | fr.Failed | fr.Paused | None, agent: Agent
+) -> fr.Done | AgentFailure:
+    """Return a good end as it is, any other as what the attempt failed by."""
+    match ending:
+        case fr.Done():
+            return ending
+        case fr.Failed(code=code, message=message):
+            return AgentFailure(code, message, retryable=code in agent.retry.codes)
+        case fr.Paused(wait_for=wait_for):
+            names = ", ".join(wait_for) or "nothing"
+            text = f"pause waits for {names}, which is no open tool call of this run"
+            return AgentFailure("agent_protocol", text, retryable=False)
+        case None:
+            text = "the agent's stream ended without a done event"
+            return AgentFailure("agent_eof", text)
 
 
 def _again(retry: Retry, run: Run, failure: AgentFailure) -> bool:

@@ -6,11 +6,14 @@ import msgspec
 
 from orchestrator.core.errors import AgentFailure
 from orchestrator.core.records import Agent, Invocation, Message, Run
+from orchestrator.core.secret import Secret
+from orchestrator.core.trace import SPAN_BYTES, Trace, of_run
 from orchestrator.engine.limits import (
     TRANSCRIPT_BYTES,
     TRANSCRIPT_MESSAGES,
     EngineSettings,
 )
+from orchestrator.engine.tokens import Tokens
 from orchestrator.ports import AgentCall, SecretBox, Store, World
 
 
@@ -47,21 +50,28 @@ def _fitting(newest_first: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept[::-1]
 
 
-class Caller:
+class Calls:
     """Builds the request of an invocation from what the store knows."""
 
     def __init__(
-        self, store: Store, world: World, box: SecretBox, settings: EngineSettings
+        self, store: Store, world: World, box: SecretBox, tokens: Tokens, settings: EngineSettings
     ) -> None:
         self._store = store
         self._world = world
         self._box = box
+        self._tokens = tokens
         self._settings = settings
 
-    async def call(self, run: Run, agent: Agent, invocation: Invocation) -> AgentCall:
-        """Return the request for the attempt that `run` is in."""
+    def place(self, run: Run, invocation: Invocation) -> Trace:
+        """Return the place in its run's trace of an attempt that is about to be made."""
+        whole = of_run(run.run_id, invocation.traceparent, invocation.tracestate)
+        return whole.below(self._world.noise(SPAN_BYTES))
+
+    async def call(self, run: Run, agent: Agent, invocation: Invocation, place: Trace) -> AgentCall:
+        """Return the request for the attempt of `run` that is told of at `place`."""
         return AgentCall(
             endpoint=agent.endpoint,
+            operator=agent.operator,
             agent_id=agent.agent_id,
             session_id=run.session_id,
             run_id=run.run_id,
@@ -71,15 +81,18 @@ class Caller:
             messages=await earlier_messages(self._store, run),
             context=invocation.context or {},
             credential=self._credential(agent),
-            traceparent=self._traceparent(invocation.traceparent),
+            traceparent=place.traceparent,
+            tracestate=place.state,
             base_url=self._settings.base_url,
+            run_token=self._tokens.for_attempt(run, agent, invocation),
         )
 
-    def _credential(self, agent: Agent) -> str | None:
+    def _credential(self, agent: Agent) -> Secret | None:
         if agent.auth is None:
             return None
         try:
-            return self._box.unseal(agent.auth, credential_context(agent.tenant, agent.agent_id))
+            context = credential_context(agent.tenant, agent.agent_id)
+            return Secret(self._box.unseal(agent.auth, context))
         except ValueError as error:
             raise AgentFailure(
                 "agent_unavailable",
@@ -87,11 +100,6 @@ class Caller:
                 "SECRET_KEY; register the agent again with its `auth`, or restore the key",
                 retryable=False,
             ) from error
-
-    def _traceparent(self, given: str | None) -> str:
-        trace = given.split("-")[1] if given else self._world.noise(16).hex()
-        flags = given.split("-")[3][:2] if given else "01"
-        return f"00-{trace}-{self._world.noise(8).hex()}-{flags}"
 
 
 def credential_context(tenant: str, agent_id: str) -> str:

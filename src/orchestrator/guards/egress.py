@@ -5,55 +5,23 @@ that changes its mind afterwards gains nothing.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from ipaddress import (
-    IPv4Address,
-    IPv4Network,
-    IPv6Address,
-    IPv6Network,
-    ip_address,
-    ip_network,
-)
-from typing import Final, NoReturn, TypeAlias
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Final, NoReturn
 from urllib.parse import urlsplit
 
 from orchestrator.core.errors import EgressRefused
+from orchestrator.guards.addresses import Address, Network, forbidden, is_public, meanings
 
-Address: TypeAlias = IPv4Address | IPv6Address
-Network: TypeAlias = IPv4Network | IPv6Network
-
-_NEVER: Final[tuple[tuple[Network, str], ...]] = tuple(
-    (ip_network(network), what)
-    for network, what in (
-        ("169.254.0.0/16", "link-local, where clouds keep their metadata"),
-        ("fe80::/10", "link-local"),
-        ("fec0::/10", "site-local, which nothing should use any more"),
-        ("fd00:ec2::/32", "a cloud's metadata or credentials service"),
-        ("fd20:ce::254/128", "a cloud's metadata service"),
-        ("fd00:42::42/128", "a cloud's metadata service"),
-        ("100.100.100.200/32", "a cloud's metadata service"),
-        ("192.0.0.192/32", "a cloud's metadata service"),
-        ("168.63.129.16/32", "a cloud's own wire server"),
-        ("0.0.0.0/8", "no host of a network"),
-        ("::/128", "no host of a network"),
-        ("224.0.0.0/4", "multicast"),
-        ("ff00::/8", "multicast"),
-        ("240.0.0.0/4", "reserved or broadcast"),
-    )
-)
-_TRANSLATED: Final = (
-    IPv6Network("64:ff9b::/96"),  # NAT64, RFC 6052
-    IPv6Network("64:ff9b:1::/48"),  # NAT64 of one site, RFC 8215
-    IPv6Network("::ffff:0:0:0/96"),  # stateless translation, RFC 2765
-)
-_COMPATIBLE: Final = IPv6Network("::/96")
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\.?")
 _NUMBER: Final = re.compile(r"(?:0[xX][0-9a-fA-F]*|[0-9]+)")
 _BEGINNING: Final = re.compile(r"https?://[^/?#]", re.IGNORECASE)
 _BRACKETED: Final = re.compile(r"\[[^\[\]]*\](?::[0-9]*)?")
 _USER: Final = re.compile(r"(?:^|(?<=/))[^/]*@")
 _UGLY: Final = re.compile(r"[\x00-\x20\x7f\\]|[^\x00-\x7f]")
+_NUMBERS: Final = re.compile(r"[0-9.*?]*[0-9][0-9.*?]*|.*:.*")
+_HOST_MAX, _LABEL_MAX = 253, 63
 _SHOWN: Final = 200
 
 
@@ -62,20 +30,23 @@ class EgressGuard:
 
     `loopback` says that the server itself is reachable from this machine only, so agents beside
     it are natural. `allow` widens the rules: `loopback`, networks (`10.1.0.0/16`) and host
-    patterns (`*.corp.example`); what is never allowed stays so.
+    patterns (`*.corp.example`; one of numbers, `10.1.*`, is compared with the address, which no
+    name can feign); what is never allowed stays so.
     """
 
     def __init__(self, allow: Sequence[str] = (), *, loopback: bool = False) -> None:
-        words = [word.strip().lower() for word in allow]
+        words = [word.strip().lower().rstrip(".") for word in allow]
         self._loopback = loopback or "loopback" in words
         found = [(word, _network(word)) for word in words if word != "loopback"]
+        patterns = [word for word, network in found if network is None]
         self._networks = tuple(network for _, network in found if network is not None)
-        self._hosts = tuple(word for word, network in found if network is None)
+        self._addresses = tuple(word for word in patterns if _NUMBERS.fullmatch(word))
+        self._hosts = tuple(word for word in patterns if not _NUMBERS.fullmatch(word))
 
     def check(self, url: str, *, operator: bool) -> None:
         """Raise EgressRefused for a URL whose form or literal address is forbidden."""
-        host = _host_of(url)
-        literal = _literal(host)
+        written = _host_of(url)
+        literal, host = _literal(written), written.rstrip(".")
         if literal is not None:
             self._judge(host, literal, operator=operator)
         elif host == "localhost" or host.endswith(".localhost"):
@@ -86,33 +57,40 @@ class EgressGuard:
         try:
             found = ip_address(address.partition("%")[0])
         except ValueError:
-            _refuse(f"{host} leads to {address[:_SHOWN]}, which is no address")
+            _refuse(
+                f"{host} leads to {address[:_SHOWN]!r}, which is no address; correct the host, or "
+                "what its name server says"
+            )
         self._judge(host.lower().rstrip("."), found, operator=operator)
 
     def _judge(self, host: str, address: Address, *, operator: bool) -> None:
-        for one in _meanings(address):
+        for one in meanings(address):
             shown = host if host == str(one) else f"{host} ({one})"
-            for network, what in _NEVER:
-                if one in network:
-                    _refuse(f"{shown} is {what}; that is never dialled")
+            if what := forbidden(one):
+                _refuse(
+                    f"{shown} is {what}, which is never dialled, whatever EGRESS_ALLOW says; name "
+                    "the address at which the other side itself listens"
+                )
             if one.is_loopback:
                 self._judge_loopback(shown)
-            elif not (operator or one.is_global or self._allowed(host, one)):
+            elif not (operator or is_public(one) or self._allowed(host, one)):
                 _refuse(
-                    f"{shown} is a private address and only an operator's URLs may be private; "
-                    "add its network or host to EGRESS_ALLOW"
+                    f"{shown} is a private address, or reserved, and only an operator's URLs may "
+                    "be private; name a public one, or add its network or host to EGRESS_ALLOW"
                 )
 
     def _judge_loopback(self, shown: str) -> None:
         if not self._loopback:
             _refuse(
-                f"{shown} is this server's own machine and the server listens to others; "
-                "set EGRESS_ALLOW=loopback if that is meant"
+                f"{shown} is this server's own machine and the server listens to others; name "
+                "another address, or set EGRESS_ALLOW=loopback if that is meant"
             )
 
     def _allowed(self, host: str, address: Address) -> bool:
-        return any(address in network for network in self._networks) or any(
-            fnmatchcase(host, pattern) for pattern in self._hosts
+        return (
+            any(address in network for network in self._networks)
+            or any(fnmatchcase(str(address), pattern) for pattern in self._addresses)
+            or any(fnmatchcase(host, pattern) for pattern in self._hosts)
         )
 
 
@@ -124,39 +102,59 @@ def _host_of(url: str) -> str:
     """
     shown = repr(_USER.sub("…@", url)[:_SHOWN])
     if _UGLY.search(url):
-        _refuse(f"{shown} holds a space, backslash, control or non-ASCII character; encode it")
+        _refuse(
+            f"{shown} holds a space, backslash, control or non-ASCII character; "
+            "percent-encode it, in a host write the xn-- form"
+        )
     try:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname or ""
     except ValueError as error:
-        _refuse(f"{shown} is not a URL: {error}")
+        _refuse(f"{shown} is not a URL ({error}); write it as http://host:port/path")
     if not _BEGINNING.match(url):
-        _refuse(f"{shown} must begin with http:// or https:// and a host")
+        _refuse(f"{shown} is no web address; write http:// or https:// and a host before the rest")
     if "@" in parts.netloc:
-        _refuse("a URL must not carry a user name or password; register the agent with `auth`")
+        _refuse(
+            "a URL must not carry a user name or password; take them out and register the secret "
+            "as `auth`"
+        )
     if port == 0:
-        _refuse(f"{shown} names port 0; ports go from 1 to 65535")
+        _refuse(f"{shown} names port 0, where nobody listens; name one from 1 to 65535")
     if not parts.netloc.startswith("["):
         return _named(host, shown)
     # Older Pythons let text stand behind the bracket, and other parsers dial that.
     if not _BRACKETED.fullmatch(parts.netloc):
-        _refuse(f"{shown} has something other than a port behind its brackets")
+        _refuse(
+            f"{shown} has something other than a port behind its brackets; write it as "
+            "http://[address]:port/path"
+        )
     return _bracketed(host, shown)
 
 
 def _named(host: str, shown: str) -> str:
-    if not _HOST.fullmatch(host) or ".." in host:
-        _refuse(f"{shown} names a host that is no host name")
-    return host.rstrip(".")
+    labels = host.rstrip(".").split(".")
+    if not _HOST.fullmatch(host) or not all(0 < len(label) <= _LABEL_MAX for label in labels):
+        _refuse(
+            f"{shown} names a host that is no host name; write labels of up to {_LABEL_MAX} "
+            "letters, digits and hyphens with a dot between them"
+        )
+    if len(host) > _HOST_MAX:
+        _refuse(f"{shown} names a host of over {_HOST_MAX} characters; write a shorter one")
+    return host
 
 
 def _bracketed(host: str, shown: str) -> str:
     if "%" in host:
-        _refuse(f"{shown} names a network interface in its address; that is never dialled")
+        _refuse(
+            f"{shown} names a network interface in its address, which is never dialled; name an "
+            "address that needs none"
+        )
     try:
         return str(IPv6Address(host))
     except ValueError:
-        _refuse(f"{shown} names no IPv6 address between its brackets")
+        _refuse(
+            f"{shown} names no IPv6 address between its brackets; write one as in [2001:db8::7]"
+        )
 
 
 def _literal(host: str) -> Address | None:
@@ -167,31 +165,15 @@ def _literal(host: str) -> Address | None:
     """
     if ":" in host:
         return IPv6Address(host)
-    if not _NUMBER.fullmatch(host.rpartition(".")[2]):
+    if not _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):
         return None
     try:
         return IPv4Address(host)
     except ValueError:
-        _refuse(f"{host[:_SHOWN]} is an odd way to write an address; write four decimals")
-
-
-def _meanings(address: Address) -> Iterator[Address]:
-    """Yield what a packet to `address` may reach: an IPv6 address can carry an IPv4 one."""
-    if isinstance(address, IPv4Address):
-        yield address
-        return
-    mapped = address.ipv4_mapped
-    if mapped is not None:
-        yield mapped
-        return
-    yield address
-    if address.sixtofour is not None:
-        yield address.sixtofour
-    if address.teredo is not None:
-        yield from address.teredo
-    compatible = address in _COMPATIBLE and not address.is_loopback
-    if compatible or any(address in network for network in _TRANSLATED):
-        yield IPv4Address(int(address) & 0xFFFF_FFFF)
+        _refuse(
+            f"{host[:_SHOWN]} is an odd way to write an address; write four decimal numbers as in "
+            "192.0.2.7, without a dot behind them"
+        )
 
 
 def _network(word: str) -> Network | None:

@@ -1,5 +1,9 @@
-"""What may be read again: secrets at rest, encrypted with AES-GCM and bound to their place."""
+"""What may be read again: secrets at rest, encrypted with AES-GCM and bound to their place.
 
+The same keys sign tokens.
+"""
+
+import hmac
 import os
 import secrets
 from collections.abc import Sequence
@@ -12,12 +16,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from orchestrator.core.errors import SettingsInvalid
+from orchestrator.core.secret import Secret
 
 KEY_CHARACTERS: Final = 32
 """The least length of a key; made with `openssl rand -hex 32` it has twice as many."""
 _FORM: Final = b"\x01"
 _NONCE: Final = 12
-_PURPOSE: Final = b"orchestrator secret box 1"
+_SEALING: Final = b"orchestrator secret box 1"
+_SIGNING: Final = b"orchestrator tokens 1"
 
 
 class Box:
@@ -29,7 +35,8 @@ class Box:
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
-        self._ciphers = [AESGCM(_derived(key)) for key in keys]
+        self._ciphers = [AESGCM(_derived(key, _SEALING)) for key in keys]
+        self._signers = [_derived(key, _SIGNING) for key in keys]
 
     def seal(self, secret: str, context: str) -> bytes:
         """Return `secret` encrypted for `context`."""
@@ -49,10 +56,30 @@ class Box:
                 continue
         raise ValueError("sealed by another key or for another place, or altered since")
 
+    def is_current(self, sealed: bytes, context: str) -> bool:
+        """Return whether the first key sealed it, so that the others may go."""
+        try:
+            self._ciphers[0].decrypt(
+                sealed[1 : 1 + _NONCE], sealed[1 + _NONCE :], _FORM + context.encode()
+            )
+        except InvalidTag:
+            return False
+        return True
 
-def open_box(keys: Sequence[str], path: Path | str) -> Box:
+    def sign(self, message: bytes) -> bytes:
+        """Return the first key's signature of `message`, 32 bytes."""
+        return hmac.digest(self._signers[0], message, "sha256")
+
+    def is_signed(self, message: bytes, signature: bytes) -> bool:
+        """Return whether one of the keys made the signature."""
+        made = [hmac.digest(key, message, "sha256") for key in self._signers]
+        return any(hmac.compare_digest(one, signature) for one in made)
+
+
+def open_box(keys: Sequence[Secret], path: Path | str) -> Box:
     """Return a box with `keys` (SECRET_KEY), else with those of the file, made when absent."""
-    return Box(_checked(keys, "SECRET_KEY") if keys else keys_in(Path(path)))
+    given = [key.reveal() for key in keys]
+    return Box(_checked(given, "SECRET_KEY") if given else keys_in(Path(path)))
 
 
 def keys_in(path: Path) -> list[str]:
@@ -108,6 +135,6 @@ def _checked(keys: Sequence[str], source: str) -> list[str]:
     return list(keys)
 
 
-def _derived(key: str) -> bytes:
-    """Return 32 bytes for this purpose alone, so that the same key can also sign tokens."""
-    return HKDF(SHA256(), length=32, salt=None, info=_PURPOSE).derive(key.encode())
+def _derived(key: str, purpose: bytes) -> bytes:
+    """Return 32 bytes for one purpose alone: what seals never signs."""
+    return HKDF(SHA256(), length=32, salt=None, info=purpose).derive(key.encode())

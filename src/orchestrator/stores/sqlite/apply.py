@@ -8,6 +8,7 @@ from typing import Any, Final
 import apsw
 from msgspec.structs import replace
 
+from orchestrator.core.audit import chained
 from orchestrator.core.batch import Batch, Deltas, begun, seal_all
 from orchestrator.core.events import DELTAS
 from orchestrator.core.ops import (
@@ -21,7 +22,7 @@ from orchestrator.core.ops import (
     Refused,
     Write,
 )
-from orchestrator.core.records import HEAD, NEXT, PENDING, WAITING, Message, Record, Run
+from orchestrator.core.records import HEAD, NEXT, PENDING, WAITING, AuditEntry, Message, Record, Run
 from orchestrator.core.states import ENDED
 from orchestrator.stores.sqlite import sql
 from orchestrator.stores.sqlite.heads import Head, Heads
@@ -38,6 +39,10 @@ _NEXT_POS: Final = (
 _NEXT_POS_OF: Final = (
     "UPDATE sessions SET pos = pos + 1 WHERE (tenant, session_id) = "
     "(SELECT tenant, session_id FROM messages WHERE message_id = ?) RETURNING pos"
+)
+
+_LAST_ENTRY: Final = (
+    f"SELECT {TABLES[AuditEntry].select} FROM audit WHERE tenant = ? ORDER BY seq DESC LIMIT 1"
 )
 
 
@@ -194,7 +199,9 @@ class Applier:
         self._changed(text, values, required=write.required)
 
     def _placed(self, record: Record) -> Record:
-        """Give a message its position."""
+        """Give a message its position, an audit entry its place in the chain."""
+        if isinstance(record, AuditEntry):
+            return chained(record, self._last_entry(record.tenant))
         if not isinstance(record, Message) or record.pos >= 0:
             return record
         place = (record.tenant, record.session_id)
@@ -202,6 +209,10 @@ class Applier:
             return replace(record, pos=PENDING + self._created)
         row = self._one(_NEXT_POS, place)
         return replace(record, pos=row[0] if row else 1)
+
+    def _last_entry(self, tenant: str) -> AuditEntry | None:
+        row = self._one(_LAST_ENTRY, (tenant,))
+        return TABLES[AuditEntry].record(row) if row else None
 
     def _next_pos_of(self, key: tuple[Any, ...]) -> int:
         row = self._one(_NEXT_POS_OF, key)

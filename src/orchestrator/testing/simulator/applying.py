@@ -5,6 +5,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from orchestrator.core.audit import chained
 from orchestrator.core.batch import Batch, seal_all
 from orchestrator.core.events import DELTAS
 from orchestrator.core.ops import (
@@ -19,7 +20,17 @@ from orchestrator.core.ops import (
     Refused,
     Write,
 )
-from orchestrator.core.records import HEAD, NEXT, PENDING, WAITING, Message, Record, Run, Session
+from orchestrator.core.records import (
+    HEAD,
+    NEXT,
+    PENDING,
+    WAITING,
+    AuditEntry,
+    Message,
+    Record,
+    Run,
+    Session,
+)
 from orchestrator.testing.simulator.tables import Key, Tables, key_of, undo
 
 
@@ -126,7 +137,11 @@ class Applier:
             raise Refusal("missing")
 
     def _placed(self, record: Any) -> Any:
-        """Give a message its position."""
+        """Give a message its position, an audit entry its place in the chain."""
+        if isinstance(record, AuditEntry):
+            entries = self._tables.rows[AuditEntry].values()
+            of_tenant = (entry for entry in entries if entry.tenant == record.tenant)
+            return chained(record, max(of_tenant, key=lambda entry: entry.seq, default=None))
         if not isinstance(record, Message) or record.pos >= 0:
             return record
         if record.pos != WAITING:

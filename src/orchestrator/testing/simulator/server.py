@@ -13,6 +13,7 @@ from orchestrator.core.errors import OrchestratorError, StorageFull, Unavailable
 from orchestrator.core.ops import Op
 from orchestrator.engine import Engine, Outside
 from orchestrator.testing.open_egress import OpenEgress
+from orchestrator.testing.plain_box import PlainBox
 from orchestrator.testing.simulator.agent import SimAgent
 from orchestrator.testing.simulator.flaws import CarelessTails
 from orchestrator.testing.simulator.loop import OWNER
@@ -26,18 +27,6 @@ PATIENCE_S: Final = 5.0
 DYING_TURNS: Final = 1000
 STOPPING_S: Final = 7.0
 """How long a drain may take beyond its drain time."""
-
-
-class PlainBox:
-    """`ports.SecretBox` for agents that have no secrets."""
-
-    def seal(self, secret: str, context: str) -> bytes:
-        """Return the secret with its place."""
-        return f"{context}|{secret}".encode()
-
-    def unseal(self, sealed: bytes, context: str) -> str:
-        """Return the secret."""
-        return sealed.decode().removeprefix(f"{context}|")
 
 
 class Road:
@@ -157,6 +146,7 @@ class Server:
             agents={"native": SimAgent(stage, self)},
             egress=OpenEgress(),
             box=PlainBox(),
+            signer=PlainBox(),
             push=SimPush(stage) if stage.plan.pushes else None,
         )
 

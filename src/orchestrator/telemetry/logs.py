@@ -2,9 +2,13 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import structlog
+
+from orchestrator.telemetry.process import PROCESS
 
 LEVELS = {"debug": 10, "info": 20, "warn": 30, "warning": 30, "error": 40}
 
@@ -12,6 +16,33 @@ LEVELS = {"debug": 10, "info": 20, "warn": 30, "warning": 30, "error": 40}
 def get_logger(name: str) -> Any:
     """Return the logger of a module."""
     return structlog.get_logger(module=name.removeprefix("orchestrator."))
+
+
+def bind(**ids: str) -> None:
+    """Put ids on every later log line of this task and of the tasks it makes.
+
+    For the first line of a task, whose context ends with it; elsewhere use `bound`.
+    """
+    structlog.contextvars.bind_contextvars(**ids)
+
+
+def bound(**ids: str) -> AbstractContextManager[None]:
+    """Return a context in which every log line carries `ids`; leaving it restores what was."""
+    return structlog.contextvars.bound_contextvars(**ids)
+
+
+@contextmanager
+def unbound() -> Iterator[None]:
+    """Carry no ids for a while: what is begun meanwhile, and outlives its beginner, has none.
+
+    A connection of a pool is such a thing; the loop calls it in the context that it was made in.
+    """
+    ids = structlog.contextvars.get_contextvars()
+    structlog.contextvars.unbind_contextvars(*ids)
+    try:
+        yield
+    finally:
+        structlog.contextvars.bind_contextvars(**ids)
 
 
 def configure(level: str, *, terminal: bool) -> None:
@@ -34,7 +65,8 @@ def configure(level: str, *, terminal: bool) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    heard = logging.WARNING if LEVELS[level] <= LEVELS["debug"] else logging.ERROR
+    PROCESS.debug = LEVELS[level] <= LEVELS["debug"]
+    heard = logging.WARNING if PROCESS.debug else logging.ERROR
     logging.basicConfig(handlers=[_Libraries(heard)], level=heard, force=True)
 
 

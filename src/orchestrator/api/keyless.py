@@ -6,31 +6,38 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from orchestrator.api.calls import APISettings
 from orchestrator.api.problems import refusal
+from orchestrator.engine import Access
 
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://" + _HOST.pattern)
 _PROXIED: Final = frozenset({b"forwarded", b"x-real-ip", b"via"})
 _FIX: Final = (
-    "a server without keys serves only this machine; start it with AUTH_MODE=off if that is meant"
+    "a server without keys serves only this machine. Make a key and send it as a bearer: "
+    "./orchestrator keys create --role admin NAME; or start with AUTH_MODE=off if that is meant"
 )
 
 
 class KeylessAccess:
     """Refuses what a foreign page, a rebound name or a reverse proxy would send.
 
-    A keyless server cannot tell callers apart, so it believes only in the loopback interface.
+    A keyless server cannot tell callers apart, so it believes only in the loopback interface; once
+    there is a key, callers prove who they are and all of this is over.
     """
 
-    def __init__(self, app: ASGIApp, public_url: str) -> None:
+    def __init__(self, app: ASGIApp, access: Access, settings: APISettings) -> None:
         self._app = app
-        own = _name(_HOST, urlsplit(public_url).netloc)
+        self._access = access
+        own = _name(_HOST, urlsplit(settings.public_url).netloc)
         self._hosts = _LOCAL | ({own} if own is not None else set())
+        self._origins = frozenset(settings.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 403."""
-        why = self._objection(scope) if scope["type"] == "http" else None
+        asked = scope["type"] == "http" and self._access.keyless
+        why = self._objection(scope) if asked else None
         if why is None:
             await self._app(scope, receive, send)
         else:
@@ -55,7 +62,8 @@ class KeylessAccess:
         host = hosts[0] if hosts else ""
         if _name(_HOST, host) not in self._hosts:
             return f"the Host {host[:100]!r} is not this server's"
-        if origins and _name(_ORIGIN, origins[0]) not in self._hosts:
+        known = not origins or origins[0] in self._origins
+        if not known and _name(_ORIGIN, origins[0]) not in self._hosts:
             return f"the Origin {origins[0][:100]!r} is a foreign page"
         return None
 
