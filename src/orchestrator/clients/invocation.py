@@ -158,7 +158,8 @@ class FrameStream:
 
 def _failure_of(error: ExchangeFailed) -> AgentFailure:
     code, retryable = _CODES[error.trouble]
-    return AgentFailure(code, error.message, retryable=retryable)
+    refused = error.trouble == "refused"
+    return AgentFailure(code, error.message, retryable=retryable, refused=refused)
 
 
 def _reject(message: str) -> NoReturn:

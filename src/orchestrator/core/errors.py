@@ -213,7 +213,8 @@ class AgentFailure(OrchestratorError):
     """One invocation of an agent failed; `code` is the code of the `run_failed` event.
 
     `retryable` says whether another attempt could help (the registry's policy decides whether
-    one is made); `retry_after_ms` is the agent's own wish, when it sent one.
+    one is made); `retry_after_ms` is the agent's own wish, when it sent one. `refused` says that
+    our own rules forbade the call: nothing was sent.
     """
 
     status = 502
@@ -225,8 +226,10 @@ class AgentFailure(OrchestratorError):
         *,
         retryable: bool = True,
         retry_after_ms: int | None = None,
+        refused: bool = False,
     ) -> None:
         super().__init__(message)
+        self.refused = refused
         self.code = code  # type: ignore[misc]  # an agent may have a code of its own
         self.retryable = retryable  # type: ignore[misc]  # the same: decided per failure
         self.retry_after_ms = retry_after_ms

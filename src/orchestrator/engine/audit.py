@@ -66,11 +66,12 @@ class Audit:
         )
 
     def security(self, event: str, target: str, tenant: str = TENANT) -> None:
-        """Note that something was refused; a flood of it becomes one entry a minute."""
-        log.warning("security", security_event=event, target=target[:_TARGET_MAX], tenant=tenant)
+        """Note that something was refused; a flood of it is one entry and one line a minute."""
         known = (tenant, event, target[:_TARGET_MAX])
         if known not in self._seen and len(self._seen) >= _KINDS_MAX:
             known = (tenant, event, "others")
+        if known not in self._seen:
+            log.warning("security", security_event=event, target=known[2], tenant=tenant)
         self._seen[known] += 1
 
     async def flush(self, *, now: bool = False) -> None:

@@ -82,7 +82,7 @@ class Engine:
         )
         self._ledger.on_ended(self.access.on_ended)
         calls = Calls(store, world, outside.box, self.tokens, settings)
-        runner = Runner(self._ledger, outside.agents, calls, settings)
+        runner = Runner(self._ledger, outside.agents, calls, self.audit, settings)
         self._dispatcher = Dispatcher(self._ledger, runner, settings)
         self._intake = Intake(self._ledger, settings, self._dispatcher.wake)
         self._upkeep = Upkeep(self._ledger, settings)

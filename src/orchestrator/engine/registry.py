@@ -113,8 +113,8 @@ class Registry:
         _check_endpoint(wanted.endpoint)
         try:
             self._egress.check(wanted.endpoint, operator=by.operator)
-        except EgressRefused as error:
-            self._audit.security("egress_refused", f"{by.name}: {error.message}", by.tenant)
+        except EgressRefused:
+            self._audit.security("egress_refused", f"{by.name} for {wanted.agent_id}", by.tenant)
             raise
         if wanted.scopes is not None:
             access.scopes(wanted.scopes, access.RUN_SCOPES)

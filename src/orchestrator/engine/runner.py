@@ -13,6 +13,7 @@ from orchestrator.core.decide import Begin, Command, Complete, Fail, Repeat
 from orchestrator.core.errors import AgentFailure, Conflict, StoreFailure, Unavailable
 from orchestrator.core.records import Agent, Invocation, Retry, Run
 from orchestrator.core.states import ENDED, RunState
+from orchestrator.engine.audit import Audit
 from orchestrator.engine.clocks import Clocks, Stopped, Switch, limits_of
 from orchestrator.engine.ledger import Ledger, Said, Words
 from orchestrator.engine.limits import EngineSettings
@@ -64,9 +65,11 @@ class Runner:
         ledger: Ledger,
         clients: Mapping[str, AgentClient],
         calls: Calls,
+        audit: Audit,
         settings: EngineSettings,
     ) -> None:
         self._ledger = ledger
+        self._audit = audit
         self._clients = clients
         self._calls = calls
         self._settings = settings
@@ -200,6 +203,8 @@ class Runner:
         return await self._finish(run, complete)
 
     async def _failed(self, run: Run, agent: Agent, failure: AgentFailure, switch: Switch) -> Run:
+        if failure.refused:
+            self._audit.security("egress_refused", f"agent {agent.agent_id}", run.tenant)
         if not _again(agent.retry, run, failure):
             return await self._finish(run, Fail(code=failure.code, message=failure.message))
         noise = self._ledger.world.noise(1)[0] / 256

@@ -54,7 +54,7 @@ class RunSpans:
                 seconds=max(0, taken_ms) / 1000,
                 outcome=run.status.lower(),
                 error=run.error_code if run.status is RunState.FAILED else None,
-                attributes={"run": run, "agent": agent, "usage": run.usage},
+                attributes={"run": run, "agent_name": agent.name if agent else None},
             )
         )
 

@@ -16,6 +16,9 @@ Attributes: TypeAlias = dict[str, str | int]
 VALUE_MAX: Final = 256
 """Characters that are told of a value: an agent may give its failure a name of any length."""
 
+COUNT_MAX: Final = (1 << 63) - 1
+"""The largest number that has room in a span; one that has none would spoil all sent with it."""
+
 OPERATION: Final = "gen_ai.operation.name"
 PROVIDER: Final = "gen_ai.provider.name"
 AGENT_ID: Final = "gen_ai.agent.id"
@@ -33,7 +36,7 @@ OURS: Final = "orchestrator."
 
 _OPERATIONS: Final = frozenset({"invoke_agent"})
 """Spans that are operations of the conventions."""
-_NAMES: Final = {"operation": OPERATION, "error": ERROR_TYPE}
+_NAMES: Final = {"operation": OPERATION, "agent_name": AGENT_NAME, "error": ERROR_TYPE}
 _PROVIDERS: Final = {"openai": "openai"}
 """Whose way of speaking a protocol is; the others are our own."""
 _PORTS: Final = {"http": 80, "https": 443}
@@ -114,4 +117,8 @@ def _usage(usage: Mapping[str, Any]) -> Attributes:
         name: next((usage[word] for word in words if word in usage), None)
         for name, words in _COUNTS.items()
     }
-    return {name: count for name, count in counts.items() if type(count) is int}
+    return {
+        name: count
+        for name, count in counts.items()
+        if type(count) is int and 0 <= count <= COUNT_MAX
+    }

@@ -1,6 +1,6 @@
-"""Sends spans to a collector by OTLP/HTTP, on a thread of its own; the one file that may need it.
+"""Sends spans to a collector by OTLP/HTTP, on a thread of its own.
 
-The libraries are the extra `otel`; nothing else imports them.
+The libraries are the extra `otel`; no other file imports them, and this one only when it is wanted.
 """
 
 import logging
