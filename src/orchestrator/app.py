@@ -31,7 +31,7 @@ from orchestrator.guards.secretbox import open_box
 from orchestrator.ports import AgentClient, AgentProbe, Identity
 from orchestrator.settings import Settings
 from orchestrator.stores.sqlite import locate, open_store
-from orchestrator.telemetry import get_logger
+from orchestrator.telemetry import exporting, get_logger
 from orchestrator.world import RealWorld
 
 log = get_logger(__name__)
@@ -173,7 +173,10 @@ async def serve(settings: Settings, *, beside: Beside | None = None) -> int:
     DatabaseRefused before anything has begun.
     """
     _must_write(settings)
-    with _listening(settings.http_host, settings.http_port) as sockets:
+    with (
+        exporting(settings.otlp_endpoint, version=orchestrator.__version__),
+        _listening(settings.http_host, settings.http_port) as sockets,
+    ):
         own = settings.at(sockets[0].getsockname()[1])
         async with open_engine(own) as engine:
             await _must_know_callers(engine, own)

@@ -60,6 +60,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     secret_keys: tuple[Secret, ...]
     secret_key_file: str
     log_level: str
+    otlp_endpoint: str | None
 
     @property
     def loopback(self) -> bool:
@@ -321,6 +322,10 @@ VARIABLES: Final[tuple[Variable, ...]] = (
              "where the key is when `SECRET_KEY` is unset; unset: beside the database, `.key`"),
     Variable("LOG_LEVEL", "log_level", _choice(*LEVELS), ", ".join(LEVELS), "info",
              "which log lines are written to standard error"),
+    Variable("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint", _url,
+             "a URL such as http://localhost:4318", "",
+             "the collector that gets a span of each run and each attempt, by OTLP/HTTP at "
+             "`/v1/traces` below it; needs the extra `otel`; unset: no spans are sent"),
 )  # fmt: skip
 
 

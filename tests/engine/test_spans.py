@@ -11,13 +11,20 @@ import structlog
 from structlog.testing import capture_logs
 
 from orchestrator import telemetry
+from orchestrator.clients import streaming
+from orchestrator.clients.exchange import Request
+from orchestrator.clients.streaming import StreamingClient
+from orchestrator.clients.wire import Connection
 from orchestrator.core.frames import Delta, Done, Failed, Frame
 from orchestrator.core.records import Invocation, Retry, Run
 from orchestrator.core.states import RunState
 from orchestrator.core.trace import of_run
 from orchestrator.engine.spans import RunSpans
 from orchestrator.ports import AgentCall, Claimed
+from orchestrator.testing.fake_agent import FakeAgent, answering_json
 from orchestrator.testing.fake_world import FakeWorld
+from orchestrator.testing.open_egress import OpenEgress
+from orchestrator.world import RealWorld
 
 from ..collector import Collector, Seen, collecting
 from .rig import Rig, running, until
@@ -79,7 +86,8 @@ async def test_the_agent_hangs_below_the_attempt_below_the_run_below_the_caller(
     whole, (first, second) = the_run(collector), collector.named("invoke_agent")
     assert (whole.trace_id, whole.parent_id) == (CALLER[3:35], CALLER[36:52])
     assert whole.attributes["orchestrator.outcome"] == "done"
-    assert whole.attributes["gen_ai.usage.input_tokens"] == 5
+    assert whole.attributes["gen_ai.agent.name"] == "demo"
+    assert not [name for name in whole.attributes if name.startswith(("server.", "gen_ai.usage."))]
     for call, attempt in zip(rig.agent.calls, (first, second), strict=True):
         assert ids(call) == (CALLER[3:35], attempt.span_id, "01")
         assert (call.tracestate, attempt.state) == ("foo=1", "foo=1")
@@ -246,6 +254,56 @@ async def test_every_line_of_a_run_carries_its_ids_and_no_other(
 
 def shown(line: Any) -> tuple[str, str, str]:
     return line["run_id"], line["session_id"], line["agent_id"]
+
+
+async def test_a_connection_that_is_used_again_names_no_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: list[dict[str, Any]] = []
+
+    class Telling(Connection):
+        __slots__ = ()
+
+        def data_received(self, data: bytes) -> None:
+            heard.append(structlog.contextvars.get_contextvars())
+            super().data_received(data)
+
+    async def ask(http: StreamingClient, url: str, run_id: str) -> None:
+        telemetry.bind(run_id=run_id)
+        async with http.open(Request(url=url, headers={}, body=b"{}")) as answer:
+            while await answer.read():
+                pass
+        assert structlog.contextvars.get_contextvars() == {"run_id": run_id}
+
+    monkeypatch.setattr(streaming, "Connection", Telling)
+    world = RealWorld()
+    async with (
+        FakeAgent(answering_json({})) as agent,
+        StreamingClient(world, OpenEgress()) as http,
+    ):
+        for run_id in ("run_1", "run_2"):
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(ask(http, agent.url, run_id))
+        assert agent.connections == 1
+    assert heard == [{}, {}]
+
+
+async def test_a_child_hangs_below_its_parent_where_its_agent_says_nothing(
+    tmp_path: Path, collector: Collector
+) -> None:
+    with telemetry.exporting(collector.url, version="1"):
+        async with running(tmp_path / "o.db", hang) as rig:
+            parent = await rig.invoke(traceparent=CALLER, tracestate="foo=1")
+            await until(lambda: rig.agent.open_now)
+            silent = await rig.invoke(parent_run_id=parent.run_id)
+            spoken = await rig.invoke(parent_run_id=parent.run_id, traceparent=CALLER)
+            await until(lambda: rig.agent.open_now == 3)
+            await rig.engine.runs.cancel(parent.run_id, "enough")
+            await until(lambda: not rig.agent.open_now)
+    above = {span.attributes["orchestrator.run_id"]: span for span in collector.named("run ")}
+    assert above[silent.run_id].parent_id == above[parent.run_id].span_id
+    assert above[silent.run_id].state == "foo=1"
+    assert above[spoken.run_id].parent_id == CALLER[36:52]
 
 
 async def test_what_goes_wrong_inside_is_told_with_the_ids(

@@ -101,6 +101,13 @@ def test_a_span_arrives_as_it_was_told(collector: Collector) -> None:
     assert span.resource["service.version"] == "1.2.3"
 
 
+def test_no_word_of_an_agent_spoils_what_is_sent_with_it(collector: Collector) -> None:
+    usage = {"prompt_tokens": 1 << 70, "completion_tokens": [], "\ud800": "\ud800"}
+    name = replace(AGENT, name="\U0001f600" * 300, version="\0")
+    exported(collector, ended(attributes={"run": RUN, "agent": name, "usage": usage}), ended())
+    assert len(collector.spans) == 2
+
+
 def test_a_failure_has_its_code_cut_to_size(collector: Collector) -> None:
     exported(collector, ended(outcome="failed", error="x" * 100_000))
     (span,) = collector.spans
@@ -144,7 +151,7 @@ def test_the_names_are_those_of_the_conventions() -> None:
         "SERVER_ADDRESS": server_attributes.SERVER_ADDRESS,
         "SERVER_PORT": server_attributes.SERVER_PORT,
     }
-    ours = {"OURS": "orchestrator.", "VALUE_MAX": 256}
+    ours = {"OURS": "orchestrator.", "VALUE_MAX": 256, "COUNT_MAX": 2**63 - 1}
     assert {k: v for k, v in names.items() if not k.startswith("_")} == theirs | ours
 
 
@@ -154,6 +161,7 @@ def test_the_names_are_those_of_the_conventions() -> None:
         ({"input_tokens": 1, "output_tokens": 2}, (1, 2)),
         ({"prompt_tokens": 1}, (1, None)),
         ({"prompt_tokens": "1", "completion_tokens": True}, (None, None)),
+        ({"prompt_tokens": 1 << 63, "completion_tokens": -1}, (None, None)),
         ({"tokens": 5}, (None, None)),
     ],
 )

@@ -4,7 +4,7 @@ from starlette.types import ASGIApp
 
 from orchestrator.api.calls import Call, one_of, required
 from orchestrator.api.problems import json_response
-from orchestrator.api.runs import DISCONNECTS, cancelling, idempotency_key, traceparent
+from orchestrator.api.runs import DISCONNECTS, cancelling, idempotency_key, trace_context
 from orchestrator.api.sessions import rfc3339
 from orchestrator.api.shapes import (
     AgentAnswer,
@@ -102,6 +102,7 @@ async def invoke(call: Call) -> ASGIApp:
     body = await call.body(CallAgentBody)
     one_of(body.on_disconnect, "on_disconnect", DISCONNECTS)
     message = body.input_message
+    traceparent, tracestate = trace_context(call)
     accepted = await call.engine.runs.invoke(
         Invoke(
             tenant=call.tenant,
@@ -113,7 +114,8 @@ async def invoke(call: Call) -> ASGIApp:
             context=body.context,
             timeout_ms=body.timeout_ms,
             parent_run_id=await _parent(call, body.parent_run_id),
-            traceparent=traceparent(call),
+            traceparent=traceparent,
+            tracestate=tracestate,
             scopes=sorted(call.caller.permissions) if call.caller.kind == "run" else None,
         )
     )

@@ -6,13 +6,16 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from orchestrator import telemetry
 from orchestrator.api.calls import Call
 
 
 async def metrics(call: Call) -> ASGIApp:
     """Return the numbers in the Prometheus text format; they are collected only when asked for."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Numbers(call.engine.stats()))
+    registry.register(_Numbers(call.engine.stats() | telemetry.stats()))
+    for histogram in telemetry.DURATIONS.values():
+        registry.register(histogram)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 

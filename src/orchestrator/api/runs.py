@@ -27,6 +27,7 @@ from orchestrator.core.batch import Batch
 from orchestrator.core.errors import Forbidden, InvalidRequest, SessionNotFound
 from orchestrator.core.records import Run
 from orchestrator.core.states import ENDED
+from orchestrator.core.trace import accepted
 from orchestrator.engine import Accepted, Invoke, Tree
 
 DISCONNECTS = ("keep", "cancel")
@@ -113,6 +114,7 @@ async def _accept(call: Call, body: InvokeBody, *, session_needed: bool = True) 
     session_id = _own_session(call, session_id or None)
     agent_id = required(body.agent_id, "agent_id")
     message = body.input_message
+    traceparent, tracestate = trace_context(call)
     return await call.engine.runs.invoke(
         Invoke(
             tenant=call.tenant,
@@ -125,7 +127,8 @@ async def _accept(call: Call, body: InvokeBody, *, session_needed: bool = True) 
             labels=body.labels or {},
             timeout_ms=body.timeout_ms,
             on_busy=body.on_busy,
-            traceparent=traceparent(call),
+            traceparent=traceparent,
+            tracestate=tracestate,
         )
     )
 
@@ -156,14 +159,10 @@ def idempotency_key(call: Call, given: str | None, field: str) -> str | None:
     return given or header
 
 
-def traceparent(call: Call) -> str | None:
-    """Return the caller's W3C trace context if it is well-formed."""
-    text = call.header("traceparent") or ""
-    parts = text.split("-")
-    sizes = [len(part) for part in parts[:4]]
-    hexadecimal = all(set(part) <= set("0123456789abcdef") for part in parts)
-    usable = sizes == [2, 32, 16, 2] and hexadecimal and parts[0] != "ff"
-    return text if usable and set(parts[1]) != {"0"} and set(parts[2]) != {"0"} else None
+def trace_context(call: Call) -> tuple[str | None, str | None]:
+    """Return the caller's W3C trace context, `traceparent` and `tracestate`, where it is good."""
+    headers = call.request.headers
+    return accepted(headers.getlist("traceparent"), headers.getlist("tracestate"))
 
 
 async def show(call: Call) -> ASGIApp:

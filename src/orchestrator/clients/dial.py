@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from orchestrator.clients.exchange import ExchangeFailed
 from orchestrator.core.errors import EgressRefused
 from orchestrator.ports import Egress, World
+from orchestrator.telemetry import unbound
 
 DIAL_S: Final = 10.0
 """How long finding, connecting and securing a connection may take, all addresses together."""
@@ -123,13 +124,14 @@ class Dialer:
 
     async def _connect(self, origin: Origin, address: str, factory: Callable[[], P]) -> P:
         secure = origin.scheme == "https"
-        _, protocol = await asyncio.get_running_loop().create_connection(
-            factory,
-            address,
-            origin.port,
-            ssl=_tls() if secure else None,
-            server_hostname=origin.host if secure else None,
-        )
+        with unbound():  # it outlives the run that dials, and its log lines name another's
+            _, protocol = await asyncio.get_running_loop().create_connection(
+                factory,
+                address,
+                origin.port,
+                ssl=_tls() if secure else None,
+                server_hostname=origin.host if secure else None,
+            )
         return protocol
 
 

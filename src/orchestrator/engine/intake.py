@@ -26,6 +26,7 @@ from orchestrator.core.ops import Refused
 from orchestrator.core.project import accept
 from orchestrator.core.records import Agent, IdempotencyKey, Invocation, Run
 from orchestrator.core.states import HOLDS_SESSION, OPEN
+from orchestrator.core.trace import of_run
 from orchestrator.engine.ledger import Ledger
 from orchestrator.engine.limits import DEPTH_MAX, TENANT, EngineSettings
 
@@ -182,14 +183,15 @@ class Intake:
             content=request.content,
             queued=queued,
         )
+        traceparent, tracestate = await self._trace(request, parent)
         invocation = Invocation(
             run_id=run.run_id,
             role=request.role,
             content=request.content,
             context=request.context,
-            traceparent=request.traceparent,
+            traceparent=traceparent,
             timeout_ms=request.timeout_ms,
-            tracestate=request.tracestate,
+            tracestate=tracestate,
             scopes=request.scopes,
         )
         op = accept(
@@ -210,6 +212,16 @@ class Intake:
         if parent is not None:
             await self._tell_parent(parent, run)
         return Accepted(run)
+
+    async def _trace(self, request: Invoke, parent: Run | None) -> tuple[str | None, str | None]:
+        """Return the trace context of a run; without one a child is below its parent's run."""
+        if parent is None or request.traceparent is not None:
+            return request.traceparent, request.tracestate
+        asked = await self._ledger.store.get(Invocation, parent.run_id, deciding=True)
+        if asked is None:
+            return None, None
+        above = of_run(parent.run_id, asked.traceparent, asked.tracestate)
+        return above.traceparent, above.state
 
     async def _lost_race(
         self, request: Invoke, key: IdempotencyKey | None, outcome: Refused

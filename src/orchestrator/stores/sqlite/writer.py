@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from operator import attrgetter
 from typing import Any, Final, TypeVar
@@ -61,6 +62,7 @@ class Writer:
         self._full = full
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._loop = asyncio.get_running_loop()
+        self._context = copy_context()  # a batch is nobody's: its log lines name no run
         self._queue: list[_Waiting] = []
         self._called = self._closed = False
         self._back = asyncio.Event()
@@ -163,7 +165,7 @@ class Writer:
     def _call(self) -> None:
         if not self._called and self._queue and self._back.is_set():
             self._called = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self._flush, context=self._context)
 
     def _flush(self) -> None:
         self._called = False
