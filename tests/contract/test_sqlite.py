@@ -11,7 +11,7 @@ import apsw
 import pytest
 
 from orchestrator.core.errors import DatabaseRefused
-from orchestrator.core.records import RECORDS, Message, Run, Timer
+from orchestrator.core.records import RECORDS, Agent, Invocation, Message, Run, Timer
 from orchestrator.core.states import OPEN, RunState
 from orchestrator.stores.sqlite import claims, locate, open_store, reader, schema
 from orchestrator.stores.sqlite.query import condition, ordering
@@ -277,3 +277,35 @@ async def test_an_upgrade_that_fails_changes_nothing(
     monkeypatch.undo()
     again = await open_store(f"file:{tmp_path}/o.db", world=FakeWorld())
     await again.close()
+
+
+async def test_a_database_of_the_first_schema_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = schema.migrations()
+    monkeypatch.setattr(schema, "migrations", lambda: whole[:1])
+    location = locate(f"file:{tmp_path}/o.db")
+    schema.prepare(location)
+    db = apsw.Connection(location.path)
+    db.execute(
+        "INSERT INTO runs VALUES (1, 'run_1', 'default', 's', 'a', 'RUNNING', 3, 3, 1, NULL, 1, 3,"
+        " '[]', NULL, 0, NULL, '{}', 'msg_1', 0, NULL, NULL, NULL, NULL, 1, 2, NULL, 9)"
+    )
+    db.execute("INSERT INTO invocations VALUES ('run_1', 'user', '\"hi\"', NULL, NULL, NULL)")
+    db.execute(
+        "INSERT INTO agents VALUES ('default', 'a', 'A', 'http://a', 'native', '[]', 'unknown',"
+        " NULL, NULL, NULL, '{}', '{}', 'fail', NULL, 0, NULL, 1, 1)"
+    )
+    db.close()
+    monkeypatch.undo()
+    store = await open_store(f"file:{tmp_path}/o.db", world=FakeWorld())
+    run, agent = await store.get(Run, "run_1"), await store.get(Agent, "default", "a")
+    asked = await store.get(Invocation, "run_1")
+    await store.close()
+    assert run is not None
+    assert (run.status, run.head, run.attempting) == ("RUNNING", 3, False)
+    assert agent is not None
+    assert (agent.operator, agent.scopes) == (True, None)
+    assert asked is not None
+    assert (asked.content, asked.tracestate, asked.scopes) == ("hi", None, None)
+    assert (tmp_path / f"o.db.before-{whole[-1][0]}").exists()
