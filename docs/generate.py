@@ -104,7 +104,8 @@ ACCESS_TAIL: Final = """
 A word in the column of session tokens is the scope that such a token needs. `own` and `below`
 narrow a run's token to its own run and those below it; a child's token is never wider than that of
 the run which called it, and never reads the transcript. `ADMIN_KEY` and the commands beside the
-database are admins of every tenant. `approver` will decide on approvals, once there are tools. An
+database are admins of the tenant `default`; they also make keys for every other one and read its
+audit log. `approver` will decide on approvals, once there are tools. An
 agent's key may be limited to one agent (`--agent`).
 
 ## Routes

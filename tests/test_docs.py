@@ -172,6 +172,7 @@ STATED = {
     "a token of ours": f"{credentials.TOKEN_MAX:,} characters",
     "`ADMIN_KEY`, a key in `SECRET_KEY`": f"at least {settings.ADMIN_KEY_MIN} ",
     "limits remembered at a time": f"{ratelimit.SIZE:,}",
+    "limits of a key": str(keys.LIMITS_MAX),
     "life of the old key of a rotation": f"{keys.OVERLAP_S:,} s",
     "life of a session's token": f"{tokens.TTL_S:,} s, up to {tokens.TTL_MAX_S:,} s",
     "a revoked key, token or right is believed": f"{access.LOOK_S:g} s",

@@ -11,6 +11,7 @@ from functools import partial
 from typing import NamedTuple
 from urllib.parse import quote
 
+import msgspec
 import uvicorn
 
 import orchestrator
@@ -30,7 +31,7 @@ from orchestrator.guards.egress import EgressGuard
 from orchestrator.guards.secretbox import open_box
 from orchestrator.ports import AgentClient, AgentProbe, Identity
 from orchestrator.settings import Settings
-from orchestrator.stores.sqlite import locate, open_store
+from orchestrator.stores.sqlite import announce, locate, open_store
 from orchestrator.telemetry import exporting, get_logger
 from orchestrator.world import RealWorld
 
@@ -127,7 +128,8 @@ async def ask(settings: Settings, method: str, path: str, body: bytes) -> tuple[
 
     Who can open the file is its operator, so no key is asked for. Raises DatabaseRefused.
     """
-    async with open_engine(settings) as engine:
+    own = msgspec.structs.replace(settings, auth_mode="off")
+    async with open_engine(own) as engine:
         app = create_app(engine, APISettings(auth_mode="off"))
         answer = InProcess(method, path, body)
         await app(answer.scope, answer.receive, answer.send)
@@ -198,7 +200,10 @@ def _must_write(settings: Settings) -> None:
 async def _must_know_callers(engine: Engine, settings: Settings) -> None:
     """Refuse to serve others while nobody has a key."""
     await engine.access.look()
-    if settings.auth_mode == "off" or engine.access.has_keys:
+    if settings.auth_mode == "off":
+        log.warning("open_to_everybody", auth_mode="off", loopback=settings.loopback)
+        return
+    if engine.access.has_keys:
         return
     if settings.auth_mode == "keys" or not settings.loopback:
         why = f"HTTP_HOST={settings.http_host} lets others call"
@@ -231,6 +236,7 @@ async def _beside(
     while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
         await asyncio.sleep(0.005)  # the same
     log.info("listening", url=settings.public_url)
+    announce(locate(settings.database_url).path, settings.own_url)
     _collect_rarely()
     code = await beside(settings.public_url) if beside is not None else None
     if code is not None:

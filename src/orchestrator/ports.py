@@ -156,10 +156,24 @@ Hear: TypeAlias = Callable[[Hint], bool]
 
 
 class Bus(Protocol):
-    """How a sleeper is woken. Losing every message costs latency, never data."""
+    """How a sleeper is woken. Losing every message costs latency, never data.
+
+    `certain` says that no hint of anybody who writes to the store is ever lost on its way here, so
+    that nobody has to look for what he was not told.
+    """
+
+    certain: bool
 
     def publish(self, subject: str, hint: Hint) -> None:
         """Tell the subscribers of `subject`; never blocks, never fails."""
+        ...
+
+    def deliver(self, subject: str, hint: Hint) -> None:
+        """Tell the subscribers in this process only, as one who has looked for himself."""
+        ...
+
+    def subjects(self) -> list[str]:
+        """Return what somebody in this process listens to."""
         ...
 
     def subscribe(
@@ -239,7 +253,7 @@ class PushAnswer(msgspec.Struct, frozen=True):
 class PushClient(Protocol):
     """Hands live events to the ingress."""
 
-    async def push(self, session_id: str, events: Sequence[bytes]) -> PushAnswer:
+    async def push(self, tenant: str, session_id: str, events: Sequence[bytes]) -> PushAnswer:
         """Deliver events (JSON objects); raises Unavailable when they were not taken."""
         ...
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from orchestrator.core.credentials import TOKEN_PREFIXES
 from orchestrator.core.errors import DatabaseRefused, SettingsInvalid
 from orchestrator.core.secret import Secret
 from orchestrator.core.values import NUMBER_MAX, is_number
@@ -66,6 +67,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def loopback(self) -> bool:
         """Return whether only programs of this machine can reach the server."""
         return self.http_host is None or is_loopback(self.http_host)
+
+    @property
+    def own_url(self) -> str:
+        """Return the address at which this machine's commands reach the server."""
+        return _under(_address(self.http_host, self.http_port), self.base_path)
 
     def at(self, port: int) -> "Settings":
         """Return the settings of a server that was given a port by the system."""
@@ -163,6 +169,8 @@ def _secrets(text: str) -> tuple[Secret, ...]:
 
 def _admin_key(text: str) -> Secret:
     if len(text) < ADMIN_KEY_MIN or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError
+    if text.startswith(TOKEN_PREFIXES):
         raise ValueError
     return Secret(text)
 

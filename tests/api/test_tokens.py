@@ -1,30 +1,18 @@
 """Tokens of sessions and of attempts: what they open, and that they end with what they are for."""
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from orchestrator.core.frames import Delta, Done, Frame
 from orchestrator.core.records import Retry
-from orchestrator.core.secret import Secret
-from orchestrator.engine import AccessSettings
 from orchestrator.ports import AgentCall
 
 from ..engine.rig import until
-from .conftest import Client, invocation, serving
-
-ADMIN = secrets.token_hex(32)
-
-
-async def hang(call: AgentCall) -> AsyncIterator[Sequence[Frame]]:
-    """Say a word, and stay."""
-    yield [Delta("a word")]
-    await asyncio.Event().wait()
+from .conftest import invocation, serving
+from .keyed import ADMIN, bearer, ended_in_time, keyed, made_key, run_token, started, token_for
 
 
 async def first_fails(call: AgentCall) -> AsyncIterator[Sequence[Frame]]:
@@ -32,49 +20,6 @@ async def first_fails(call: AgentCall) -> AsyncIterator[Sequence[Frame]]:
     yield [Delta("a word")]
     if call.attempt > 1:
         await asyncio.Event().wait()
-
-
-@asynccontextmanager
-async def keyed(tmp_path: Path, script: Any = hang, **engine: Any) -> AsyncIterator[Client]:
-    access = AccessSettings(admin_key=Secret(ADMIN))
-    async with serving(tmp_path / "o.db", script, {"access": access, **engine}) as client:
-        yield client
-
-
-def bearer(text: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {text}"}
-
-
-async def made_key(api: Client, **fields: Any) -> dict[str, Any]:
-    body = {"name": "n", "role": "ingress"} | fields
-    answer = await api.post("/v1/keys", body, **bearer(ADMIN))
-    assert answer.status == 201, answer.raw
-    return dict(answer.json)
-
-
-async def token_for(api: Client, session: str, key: str = ADMIN, **fields: Any) -> str:
-    answer = await api.post(f"/v1/sessions/{session}/tokens", fields, **bearer(key))
-    assert answer.status == 201, answer.raw
-    return str(answer.json["token"])
-
-
-async def started(api: Client, **fields: Any) -> tuple[str, AgentCall]:
-    """Return a run whose agent is at work, and how it was called."""
-    answer = await api.post("/internal/invoke", invocation(**fields), **bearer(ADMIN))
-    run_id = answer.json["run_id"]
-    await until(lambda: any(call.run_id == run_id for call in api.rig.agent.calls))
-    return run_id, next(call for call in api.rig.agent.calls if call.run_id == run_id)
-
-
-def run_token(call: AgentCall) -> str:
-    assert call.run_token is not None
-    return call.run_token.reveal()
-
-
-async def ended_in_time(reader: asyncio.StreamReader) -> None:
-    """Return when a stream that was open has ended; a second is what is promised."""
-    async with asyncio.timeout(5):
-        await reader.read()
 
 
 async def test_a_session_token_opens_its_session_and_no_other(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from orchestrator.core.frames import Delta, Done, Frame
 from orchestrator.core.records import Run
 from orchestrator.core.states import ENDED
 from orchestrator.engine import Engine, EngineSettings, Invoke, Outside, Registration
-from orchestrator.ports import AgentCall
+from orchestrator.ports import AgentCall, Bus
 from orchestrator.stores.sqlite import open_store
 from orchestrator.testing.open_egress import OpenEgress
 from orchestrator.testing.plain_box import PlainBox
@@ -87,7 +87,13 @@ class Rig:
 
 @asynccontextmanager
 async def running(
-    path: Path, script: Script = say, *, push: Any = None, known: bool = False, **settings: Any
+    path: Path,
+    script: Script = say,
+    *,
+    push: Any = None,
+    known: bool = False,
+    bus: Bus | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Rig]:
     """Run an engine on the database at `path` until the block ends."""
     world = RealWorld()
@@ -95,7 +101,7 @@ async def running(
     agent = ScriptedAgent(script)
     outside = Outside(
         store=store,
-        bus=LocalBus(),
+        bus=bus or LocalBus(),
         world=world,
         agents={"native": agent},
         egress=OpenEgress(),

@@ -25,7 +25,7 @@ class Ingress:
         self.requests = 0
         self.events: dict[str, list[dict[str, Any]]] = {}
 
-    async def push(self, session_id: str, events: Sequence[bytes]) -> PushAnswer:
+    async def push(self, tenant: str, session_id: str, events: Sequence[bytes]) -> PushAnswer:
         """Take events, or not."""
         self.requests += 1
         if self.hangs:

@@ -18,7 +18,8 @@ def entry(number: int) -> AuditEntry:
 def chain(length: int = 6) -> list[AuditEntry]:
     found: list[AuditEntry] = []
     for number in range(length):
-        found.append(chained(entry(number), found[-1] if found else None))
+        last = (found[-1].seq, found[-1].hash) if found else None
+        found.append(chained(entry(number), last))
     return found
 
 
@@ -50,5 +51,5 @@ def test_what_is_gone_added_or_swapped_is_found() -> None:
     assert broken([whole[0], whole[2], whole[1], *whole[3:]]) == 2
     assert broken([*whole[:3], whole[2], *whole[3:]]) == 4
     rewritten = replace(whole[2], target="other")
-    resealed = chained(rewritten, whole[1])
+    resealed = chained(rewritten, (whole[1].seq, whole[1].hash))
     assert broken([*whole[:2], resealed, *whole[3:]]) == 4  # its own hash is right, the next is not

@@ -84,8 +84,8 @@ async def test_an_agent_that_is_not_there_is_unhealthy() -> None:
 async def test_a_push_is_the_contracts() -> None:
     async with FakeAgent(answering_json({"ok": True})) as ingress, client() as http:
         push = IngressPush(http, ingress.url + "/", key="k")
-        assert await push.push('s"1', [b'{"seq":1}']) == PushAnswer()
-        assert await push.push('s"1', [b'{"seq":2}', b'{"seq":3}']) == PushAnswer()
+        assert await push.push("default", 's"1', [b'{"seq":1}']) == PushAnswer()
+        assert await push.push("default", 's"1', [b'{"seq":2}', b'{"seq":3}']) == PushAnswer()
     first, second = ingress.requests
     assert (first.method, first.path) == ("POST", "/internal/send")
     assert first.headers["authorization"] == "Bearer k"
@@ -98,7 +98,7 @@ async def test_a_push_tells_what_the_ingress_wants() -> None:
     wishes = [("X-Batch", "1"), ("X-Ingress", "tail"), ("Content-Length", "0")]
     script = answering(head(headers=wishes))
     async with FakeAgent(script) as ingress, client() as http:
-        answer = await IngressPush(http, ingress.url).push("s", [b"{}"])
+        answer = await IngressPush(http, ingress.url).push("default", "s", [b"{}"])
     assert answer == PushAnswer(batch=True, tails=True)
 
 
@@ -113,16 +113,16 @@ async def _hang_up_when_asked_twice(peer: Peer) -> None:
 async def test_a_push_that_was_not_taken_is_unavailable(script: Script) -> None:
     async with FakeAgent(script) as ingress, client() as http:
         with pytest.raises(Unavailable, match="ingress"):
-            await IngressPush(http, ingress.url).push("s", [b"{}"])
+            await IngressPush(http, ingress.url).push("default", "s", [b"{}"])
     assert len(ingress.requests) == 1
 
 
 async def test_a_push_is_never_sent_twice_by_itself() -> None:
     async with FakeAgent(_hang_up_when_asked_twice) as ingress, client() as http:
         push = IngressPush(http, ingress.url)
-        await push.push("s", [b"{}"])
+        await push.push("default", "s", [b"{}"])
         with pytest.raises(Unavailable, match="hung up"):
-            await push.push("s", [b"{}"])
+            await push.push("default", "s", [b"{}"])
     assert (ingress.connections, len(ingress.requests)) == (1, 2)
 
 

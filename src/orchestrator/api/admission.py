@@ -9,7 +9,14 @@ from starlette.requests import Request
 from orchestrator.api.table import Route
 from orchestrator.core import credentials, ratelimit
 from orchestrator.core.access import OPEN, Caller, nobody
-from orchestrator.core.errors import Forbidden, InvalidRequest, RateLimited, Unauthorized
+from orchestrator.core.errors import (
+    Forbidden,
+    InvalidRequest,
+    RateLimited,
+    RunNotActive,
+    StaleAttempt,
+    Unauthorized,
+)
 from orchestrator.engine import TENANT, Engine
 
 SHOWN_MAX: Final = 16 << 10
@@ -33,9 +40,10 @@ async def admit(request: Request, route: Route, engine: Engine) -> Admitted:
     if route.permission == OPEN:
         return Admitted(nobody(TENANT))
     try:
-        caller = await engine.access.caller(_shown(request, route))
-    except Unauthorized:
-        engine.audit.security("bad_credential", f"{peer_of(request)} at {route.name}")
+        caller = await engine.access.caller(_shown(request, route, engine))
+    except (Unauthorized, RunNotActive, StaleAttempt) as error:
+        kind = "bad_credential" if isinstance(error, Unauthorized) else "dead_token"
+        engine.audit.security(kind, f"{peer_of(request)} at {route.name}")
         raise
     if not caller.may(route.permission):
         raise _refused(caller, route)
@@ -75,10 +83,18 @@ def _counted(engine: Engine, caller: Caller, route: Route) -> Admitted:
     return Admitted(caller, headers, refusal)
 
 
-def _shown(request: Request, route: Route) -> str | None:
-    """Return the credential that a request shows; raises InvalidRequest for two that differ."""
-    found = {text for text in _everywhere(request) if text}
+def _shown(request: Request, route: Route, engine: Engine) -> str | None:
+    """Return the credential that a request shows; raises InvalidRequest for two that differ.
+
+    A run's token says more than the key that may come with it. A server that tells nobody apart
+    looks at tokens only, for it asks for nothing.
+    """
     query = request.query_params.get("token")
+    found = {text for text in request.headers.getlist("x-run-token") if text}
+    if not found and engine.access.keyless:
+        texts = [*_everywhere(request, strict=False), query or ""]
+        return next((text for text in texts if text.startswith(credentials.TOKEN_PREFIXES)), None)
+    found = found or {text for text in _everywhere(request) if text}
     if query:
         found.add(_of_query(query, request, route))
     if len(found) > 1:
@@ -89,19 +105,19 @@ def _shown(request: Request, route: Route) -> str | None:
     return shown
 
 
-def _everywhere(request: Request) -> Iterable[str]:
+def _everywhere(request: Request, *, strict: bool = True) -> Iterable[str]:
     for value in request.headers.getlist("authorization"):
         if value[: len(_BEARER)].lower() == _BEARER:
             yield value[len(_BEARER) :].strip()
-        elif value:
+        elif value and strict:
             raise Unauthorized("the Authorization header must be `Bearer`, a space and the key")
-    yield from request.headers.getlist("x-run-token")
     yield from request.headers.getlist("x-api-key")
 
 
 def _of_query(shown: str, request: Request, route: Route) -> str:
     """Return a credential of the address, which may only be a token, and for a stream."""
-    if route.stream is None or request.method not in {"GET", "HEAD"}:
+    streams = route.stream == "always" or "text/event-stream" in request.headers.get("accept", "")
+    if route.stream is None or not streams or request.method not in {"GET", "HEAD"}:
         raise InvalidRequest("?token= is for event streams; send an Authorization header instead")
     if not shown.startswith(credentials.TOKEN_PREFIXES[1]):
         raise Unauthorized("?token= takes the token of a session: keys do not go into addresses")

@@ -19,10 +19,10 @@ from orchestrator.api.shapes import (
 )
 from orchestrator.api.streams import EventStream, agent_frames
 from orchestrator.core import values
-from orchestrator.core.errors import InvalidRequest, NotFound, RunNotFound
+from orchestrator.core.errors import Forbidden, InvalidRequest, NotFound, RunNotFound
 from orchestrator.core.records import Agent, Retry, Timeouts
 from orchestrator.core.secret import Secret
-from orchestrator.engine import Invoke, Registration
+from orchestrator.engine import Accepted, Invoke, Registration
 
 
 async def register(call: Call) -> ASGIApp:
@@ -116,7 +116,6 @@ async def invoke(call: Call) -> ASGIApp:
             parent_run_id=await _parent(call, body.parent_run_id),
             traceparent=traceparent,
             tracestate=tracestate,
-            scopes=sorted(call.caller.permissions) if call.caller.kind == "run" else None,
         )
     )
     run_id = accepted.run.run_id
@@ -125,9 +124,15 @@ async def invoke(call: Call) -> ASGIApp:
         agent_frames,
         call.settings.keep_alive_s,
         run_id=run_id,
-        hung_up=cancelling(call, run_id) if body.on_disconnect == "cancel" else None,
+        hung_up=cancelling(call, run_id) if _ends_it(call, body, accepted) else None,
         watch=call.watch,
     )
+
+
+def _ends_it(call: Call, body: CallAgentBody, accepted: Accepted) -> bool:
+    """Return whether hanging up ends the run: of one that another began only who may cancel."""
+    mine = not accepted.repeated or call.caller.may("runs:cancel")
+    return body.on_disconnect == "cancel" and mine
 
 
 async def _parent(call: Call, parent_run_id: str | None) -> str | None:
@@ -135,6 +140,10 @@ async def _parent(call: Call, parent_run_id: str | None) -> str | None:
     own = call.caller.run_id
     if own is not None and parent_run_id not in {None, own}:
         raise RunNotFound(f"run {parent_run_id} is not the run of this token")
+    if own is None and parent_run_id is None and not call.caller.may("runs:write"):
+        raise Forbidden(
+            "an agent's key calls others for one of its runs: send parent_run_id, or X-Run-Token"
+        )
     if parent_run_id is not None and call.caller.agent_id is not None:
         parent = await call.engine.runs.get(parent_run_id, call.tenant)
         if parent.agent_id != call.caller.agent_id:

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from msgspec.structs import replace
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route as Path
 from starlette.routing import Router
@@ -31,6 +32,7 @@ def create_app(
     for route in routes:
         if route.permission not in PERMISSIONS:
             raise ValueError(f"{route.method} {route.path} has no permission of the table")
+    settings = replace(settings, route_names=frozenset(route.name for route in routes))
     router = Router(list(_paths(routes, engine, settings)), redirect_slashes=False)
     router.default = _nothing_here
     app: ASGIApp = router

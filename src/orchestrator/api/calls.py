@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from orchestrator.core import jsontext, values
-from orchestrator.core.access import Caller
+from orchestrator.core.access import LOCAL, Caller
 from orchestrator.core.errors import (
     InvalidRequest,
     RunNotFound,
@@ -37,6 +37,7 @@ class APISettings(msgspec.Struct, frozen=True, kw_only=True):
     base_path: str = ""
     trusted_proxies: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    route_names: frozenset[str] = frozenset()
     keep_alive_s: float = 15.0
     body_limit: int = 1 << 20
     body_idle_s: float = 60.0
@@ -79,7 +80,8 @@ class Call:
     def watch(self) -> Watch | None:
         """Return what watches over a stream whose reader may lose the right to it."""
         caller = self.caller
-        if caller.key_id is None and caller.run_id is None and caller.expires_at is None:
+        for_ever = caller.key_id is None and caller.run_id is None and caller.expires_at is None
+        if for_ever and (caller.maker != LOCAL or self.settings.auth_mode == "off"):
             return None
         return partial(self.engine.access.watching, caller)
 

@@ -12,6 +12,7 @@ from orchestrator.api.shapes import (
     ResealedAnswer,
     RotateKeyBody,
 )
+from orchestrator.core.errors import InvalidRequest
 from orchestrator.core.records import Key
 from orchestrator.engine import Made, NewKey
 
@@ -19,6 +20,7 @@ from orchestrator.engine import Made, NewKey
 async def create(call: Call) -> ASGIApp:
     """Make a key; its text is in this answer and nowhere else."""
     body = await call.body(CreateKeyBody)
+    _known_routes(call, body.limits or {})
     wanted = NewKey(
         name=required(body.name, "name"),
         role=required(body.role, "role"),
@@ -30,6 +32,14 @@ async def create(call: Call) -> ASGIApp:
         limits=body.limits or {},
     )
     return json_response(_made(await call.engine.keys.create(wanted, call.caller)), 201)
+
+
+def _known_routes(call: Call, limits: dict[str, str]) -> None:
+    for name in limits:
+        if name != "*" and name not in call.settings.route_names:
+            raise InvalidRequest(
+                f"limits: {name[:40]!r} is no route's name; docs/access.md has them, * is for all"
+            )
 
 
 async def find(call: Call) -> ASGIApp:

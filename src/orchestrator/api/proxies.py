@@ -46,7 +46,8 @@ class Proxied:
         said = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
         chain = [part.strip() for part in said.decode("latin-1").split(",") if part.strip()]
         caller = str(scope["client"][0])
-        for address in reversed(chain[-_FORWARDED_MAX:]):
+        for text in reversed(chain[-_FORWARDED_MAX:]):
+            address = _bare(text)
             if not self._trusts(caller) or not _is_address(address):
                 break
             caller = address
@@ -56,6 +57,7 @@ class Proxied:
         if not _is_address(address):
             return False
         found = ip_address(address)
+        found = getattr(found, "ipv4_mapped", None) or found
         return any(found in network for network in self._trusted)
 
 
@@ -69,6 +71,13 @@ def cross_origin(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         expose_headers=list(CORS_SHOWN),
         max_age=_PREFLIGHT_S,
     )
+
+
+def _bare(text: str) -> str:
+    """Return an address without the port and the brackets that some proxies send with it."""
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0] if text.count(":") == 1 else text
 
 
 def _is_address(text: str) -> bool:

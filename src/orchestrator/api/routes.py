@@ -11,6 +11,7 @@ _CURSOR = Query("cursor", "string", "`next_cursor` of the page before")
 _AFTER_SEQ = Query("after_seq", "integer", "only events with a larger seq")
 _KEY = Query("Idempotency-Key", "string", "makes the request idempotent, as the body's field does")
 _LAST = Query("Last-Event-ID", "string", "the `id:` of the last event seen; only later ones come")
+_TENANT = Query("tenant", "string", "whose; another than the caller's is for `ADMIN_KEY`")
 _SEEN = Other(status=204, text="the reader has seen the terminal event")
 _SICK = Other(status=503, text="not now", answer=s.HealthAnswer)
 _INVOKE = ("session_id", "agent_id", "input_message")
@@ -236,13 +237,16 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="GET", path="/v1/audit", handler=audit.page, permission="audit:read",
         name="list_audit", summary="Who did what, oldest first", answer=s.AuditAnswer,
-        query=(Query("action", "string", "only this one, such as `key.create`"), _CURSOR, _LIMIT),
+        query=(
+            Query("action", "string", "only this one, such as `key.create`"), _TENANT, _CURSOR,
+            _LIMIT,
+        ),
         group="Access",
     ),
     Route(
         method="GET", path="/v1/audit/verify", handler=audit.verify, permission="audit:read",
         name="verify_audit", summary="Whether every entry is as it was written: each one's hash "
-        "covers it and the one before", answer=s.VerifiedAnswer, group="Access",
+        "covers it and the one before", answer=s.VerifiedAnswer, query=(_TENANT,), group="Access",
     ),
     Route(
         method="POST", path="/v1/secrets:rotate", handler=keys.reseal,

@@ -217,7 +217,10 @@ async def cancel(call: Call) -> ASGIApp:
 
 async def rerun(call: Call) -> ASGIApp:
     """Start the same again."""
-    accepted = await call.engine.runs.rerun(await call.run_id(), call.tenant)
+    run_id = await call.run_id()
+    if call.caller.kind == "session":
+        _own_user(call, (await call.engine.runs.invocation(run_id)).context)
+    accepted = await call.engine.runs.rerun(run_id, call.tenant)
     return json_response(run_answer(accepted.run), 201)
 
 

@@ -392,13 +392,17 @@ class AuditAnswer(Answer, frozen=True, kw_only=True):
 
 
 class VerifiedAnswer(Answer, frozen=True, kw_only=True):
-    """Whether a tenant's chain holds; `head` is the hash of its last good entry."""
+    """Whether a tenant's chain holds; `head` is the hash of its last good entry.
+
+    `tenants` are those that `ADMIN_KEY` may ask for, too.
+    """
 
     ok: bool
     tenant: str
     entries: int
     head: str
     broken_at: int | None = None
+    tenants: list[str] = []
 
 
 class HealthAnswer(Answer, frozen=True, kw_only=True):

@@ -64,6 +64,8 @@ class LocalMailbox:
 class LocalBus:
     """`ports.Bus` for one process."""
 
+    certain = True
+
     def __init__(self) -> None:
         self._mailboxes: dict[str, list[LocalMailbox]] = {}
 
@@ -71,6 +73,12 @@ class LocalBus:
         """Leave a hint in every mailbox of `subject`."""
         for mailbox in self._mailboxes.get(subject, ()):
             mailbox.put(hint)
+
+    deliver = publish
+
+    def subjects(self) -> list[str]:
+        """Return what has a mailbox."""
+        return list(self._mailboxes)
 
     def subscribe(self, subject: str, hear: Hear | None = None) -> LocalMailbox:
         """Return a mailbox for `subject`, which is open while it is entered."""

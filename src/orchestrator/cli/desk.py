@@ -10,7 +10,7 @@ from orchestrator import app, telemetry
 from orchestrator.cli import options
 from orchestrator.cli.server import Server
 from orchestrator.settings import Settings, load, server_named
-from orchestrator.stores.sqlite import holder_of, locate
+from orchestrator.stores.sqlite import address_of, holder_of, locate
 
 
 class Database(Server):
@@ -32,6 +32,8 @@ def server_or_database(url: str | None) -> Server:
     """Return the server that is named or has the database open, else the database itself."""
     if url is None and not server_named():
         settings = load()
-        if holder_of(locate(settings.database_url).path) is None:
+        path = locate(settings.database_url).path
+        if holder_of(path) is None:
             return Database(settings)
+        url = address_of(path)  # of two servers the one that has this database
     return options.server(url)

@@ -140,9 +140,11 @@ class Verified(msgspec.Struct):
     """What a walk along the chain found."""
 
     ok: bool
+    tenant: str
     entries: int
     head: str
     broken_at: int | None = None
+    tenants: list[str] = []
 
 
 class Resealed(msgspec.Struct):

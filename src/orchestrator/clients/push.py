@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from orchestrator.clients.exchange import HTTP, Answer, ExchangeFailed, Request, read_all
+from orchestrator.core.access import TENANT
 from orchestrator.core.errors import Unavailable
 from orchestrator.ports import PushAnswer
 
@@ -25,7 +26,7 @@ class IngressPush:
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
 
-    async def push(self, session_id: str, events: Sequence[bytes]) -> PushAnswer:
+    async def push(self, tenant: str, session_id: str, events: Sequence[bytes]) -> PushAnswer:
         """Deliver one event, or several where the ingress said that lists are welcome.
 
         Raises Unavailable when they were not taken: no answer within 10 s, or any but 200.
@@ -33,7 +34,7 @@ class IngressPush:
         request = Request(
             url=self._url,
             headers=self._headers,
-            body=_body(session_id, events),
+            body=_body(tenant, session_id, events),
             timeout_s=TIMEOUT_S,
         )
         try:
@@ -55,8 +56,11 @@ async def _taken(answer: Answer) -> PushAnswer:
     )
 
 
-def _body(session_id: str, events: Sequence[bytes]) -> bytes:
-    name = msgspec.json.encode(session_id)
+def _body(tenant: str, session_id: str, events: Sequence[bytes]) -> bytes:
+    """Return the push; where there are tenants their sessions may have the same name."""
+    whose = msgspec.json.encode({"session_id": session_id})
+    if tenant != TENANT:
+        whose = msgspec.json.encode({"session_id": session_id, "tenant": tenant})
     if len(events) == 1:
-        return b'{"session_id":%b,"event":%b}' % (name, events[0])
-    return b'{"session_id":%b,"events":[%b]}' % (name, b",".join(events))
+        return b'%b,"event":%b}' % (whose[:-1], events[0])
+    return b'%b,"events":[%b]}' % (whose[:-1], b",".join(events))

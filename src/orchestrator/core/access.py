@@ -7,6 +7,8 @@ import msgspec
 
 from orchestrator.core.errors import InvalidRequest
 
+TENANT: Final = "default"
+"""The tenant of every caller while there are no keys, and of keys that name none."""
 OPEN: Final = "open"
 """The permission that everybody has, also without a credential."""
 
@@ -59,6 +61,9 @@ RUN_SCOPES: Final = frozenset(
 )
 """What the token of an attempt may do at most: with its own run, those below it, its session."""
 
+LOCAL: Final = "local"
+"""The maker of tokens that were made while there was no key."""
+
 Kind: TypeAlias = Literal["nobody", "local", "key", "person", "session", "run"]
 
 
@@ -68,7 +73,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     `name` is how the audit and the logs call it. `root` is who may name any tenant: the operator
     himself. A caller with a `session_id` sees that session only, one with a `run_id` that run and
     those below it; with an `agent_id` it changes that agent only. `key_id` is the key that stands
-    behind it, `expires_at` when that ends by itself, milliseconds UTC.
+    behind it, `expires_at` when that ends by itself, milliseconds UTC. `maker` is what tokens that
+    it makes depend on, where that is no key.
     """
 
     kind: Kind
@@ -85,15 +91,18 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     agent_id: str | None = None
     limits: Mapping[str, str] = {}
     expires_at: int | None = None
+    maker: str | None = None
 
     def may(self, permission: str) -> bool:
         """Return whether the caller has a permission of the table."""
         return permission == OPEN or permission in self.permissions
 
-    @property
-    def operator(self) -> bool:
-        """Return whether a URL that the caller registers may be a private address."""
-        return "keys:write" in self.permissions
+    def operates(self, home: str) -> bool:
+        """Return whether a URL that the caller registers may be a private address.
+
+        That is for admins of `home`, the tenant whose network this is.
+        """
+        return "keys:write" in self.permissions and (self.root or self.tenant == home)
 
 
 def nobody(tenant: str) -> Caller:
@@ -103,7 +112,14 @@ def nobody(tenant: str) -> Caller:
 
 def local(tenant: str) -> Caller:
     """Return the caller of a server without keys: whoever can reach it is its operator."""
-    return Caller(kind="local", tenant=tenant, name="local", permissions=ROLES["admin"], root=True)
+    return Caller(
+        kind="local",
+        tenant=tenant,
+        name="local",
+        permissions=ROLES["admin"],
+        root=True,
+        maker=LOCAL,
+    )
 
 
 def role(text: str) -> str:

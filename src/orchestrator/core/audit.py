@@ -13,9 +13,9 @@ BEGINNING: Final = bytes(32)
 """What stands for the hash before the first entry of a tenant."""
 
 
-def chained(entry: AuditEntry, last: AuditEntry | None) -> AuditEntry:
-    """Return `entry` as the next one after `last` of the same tenant."""
-    seq, before = (last.seq + 1, last.hash) if last is not None else (1, BEGINNING)
+def chained(entry: AuditEntry, last: tuple[int, bytes] | None) -> AuditEntry:
+    """Return `entry` as the next one of its tenant after `last`, of which seq and hash count."""
+    seq, before = (last[0] + 1, last[1]) if last is not None else (1, BEGINNING)
     placed = replace(entry, seq=seq)
     return replace(placed, hash=_hash(placed, before))
 

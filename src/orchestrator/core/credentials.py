@@ -64,7 +64,7 @@ class RunClaims(msgspec.Struct, frozen=True, tag="run", omit_defaults=True):
 
 
 class SessionClaims(msgspec.Struct, frozen=True, tag="session", omit_defaults=True):
-    """What a session's token says; `by` is the id of the key that made it."""
+    """What a session's token says; `by` is the key that made it, or `maker` what else did."""
 
     tenant: str
     session_id: str
@@ -72,6 +72,7 @@ class SessionClaims(msgspec.Struct, frozen=True, tag="session", omit_defaults=Tr
     expires_at: int
     user_id: str | None = None
     by: str | None = None
+    maker: str | None = None
 
 
 Claims: TypeAlias = RunClaims | SessionClaims

@@ -232,6 +232,7 @@ class Key(Record, frozen=True, kw_only=True):
     digest: bytes
     person: str | None = None
     agent_id: str | None = None
+    environment: str = "live"
     limits: dict[str, str] = {}
     created_at: int
     created_by: str

@@ -1,11 +1,12 @@
 """What happens: turns commands into events and drives each run to its end."""
 
+from orchestrator.core.access import TENANT
 from orchestrator.engine.access import Access
 from orchestrator.engine.audit import Verified
 from orchestrator.engine.engine import Engine, Health, Outside
 from orchestrator.engine.intake import Accepted, Invoke
 from orchestrator.engine.keys import Made, NewKey
-from orchestrator.engine.limits import TENANT, AccessSettings, EngineSettings
+from orchestrator.engine.limits import AccessSettings, EngineSettings
 from orchestrator.engine.registry import Registration
 from orchestrator.engine.runs import EventPage, Page, Tree
 from orchestrator.engine.sessions import MessagePage

@@ -1,18 +1,19 @@
 """Who calls: from what was shown to a caller, and for how long that holds."""
 
 import hmac
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 
 from orchestrator.core import access, credentials
-from orchestrator.core.access import ROLES, SESSION_SCOPES, Caller
+from orchestrator.core.access import ROLES, SESSION_SCOPES, TENANT, Caller
 from orchestrator.core.credentials import RunClaims, SessionClaims
 from orchestrator.core.errors import (
     RunNotActive,
     StaleAttempt,
+    StoreFailure,
     Unauthorized,
     Unavailable,
 )
@@ -22,7 +23,7 @@ from orchestrator.core.records import Key, R, Run
 from orchestrator.core.states import OPEN
 from orchestrator.engine.audit import Audit
 from orchestrator.engine.keys import Keys, is_good
-from orchestrator.engine.limits import TENANT, AccessSettings
+from orchestrator.engine.limits import AccessSettings
 from orchestrator.engine.tokens import Tokens, is_at_work
 from orchestrator.ports import Identity, Store, World
 from orchestrator.telemetry import get_logger
@@ -43,6 +44,9 @@ class _Watched(msgspec.Struct, eq=False):
 
     caller: Caller
     cut: Callable[[], None]
+
+
+_Streams: TypeAlias = set[_Watched]
 
 
 class Access:
@@ -68,7 +72,8 @@ class Access:
         self._known: dict[str, tuple[Key, float]] = {}
         self._used: dict[str, int] = {}
         self._changed = 0
-        self._watched: set[_Watched] = set()
+        self._watched: _Streams = set()
+        self._of_runs: dict[str, _Streams] = {}
         self._limiter = Limiter()
         self.has_keys = settings.admin_key is not None or identity is not None
         """Whether anybody has ever been given a way to say who he is."""
@@ -93,8 +98,9 @@ class Access:
             return access.nobody(TENANT)
         if self._is_admin(shown):
             return Caller(
-                kind="key", tenant=TENANT, name="admin_key", permissions=ROLES["admin"], root=True
-            )
+                kind="key", tenant=TENANT, name="admin_key", permissions=ROLES["admin"], root=True,
+                maker=self._admin_maker(),
+            )  # fmt: skip
         if shown.startswith(credentials.KEY_PREFIX):
             return await self._by_key(shown)
         if self._identity is not None:
@@ -105,6 +111,10 @@ class Access:
         wanted = self._settings.admin_key
         return wanted is not None and hmac.compare_digest(wanted.reveal().encode(), shown.encode())
 
+    def _admin_maker(self) -> str | None:
+        wanted = self._settings.admin_key
+        return f"admin:{credentials.digest(wanted.reveal()).hex()[:16]}" if wanted else None
+
     async def _by_key(self, shown: str) -> Caller:
         parsed = credentials.parse_key(shown)
         key = await self._key(parsed[0]) if parsed is not None else None
@@ -114,7 +124,7 @@ class Access:
         if not is_good(key, now):
             ended = "was revoked" if key.revoked_at is not None else "has expired"
             raise Unauthorized(
-                f"key {key.key_id} {ended}; make another: ./orchestrator keys create"
+                f"key {key.key_id} {ended}; an admin makes another: ./orchestrator keys create"
             )
         self._used[key.key_id] = now
         return Caller(
@@ -164,10 +174,10 @@ class Access:
         return await self._by_run(claims)
 
     async def _by_session(self, claims: SessionClaims) -> Caller:
-        if claims.by is not None:
-            key = await self._key(claims.by)
-            if key is None or not is_good(key, self._world.now()):
-                raise Unauthorized("the key that made this token is good no more; nor is the token")
+        key = await self._key(claims.by) if claims.by is not None else None
+        gone = claims.by is not None and (key is None or not is_good(key, self._world.now()))
+        if gone or not self._made_by(claims.maker):
+            raise Unauthorized("who made this token may do nothing any more, nor may the token")
         may = [SESSION_SCOPES.get(scope, frozenset()) for scope in claims.scopes]
         return Caller(
             kind="session",
@@ -177,8 +187,16 @@ class Access:
             person=claims.user_id,
             key_id=claims.by,
             session_id=claims.session_id,
+            limits=key.limits if key is not None else {},
             expires_at=claims.expires_at,
+            maker=claims.maker,
         )
+
+    def _made_by(self, maker: str | None) -> bool:
+        """Return whether what was made without a key still holds."""
+        if maker is None:
+            return True
+        return self.keyless if maker == access.LOCAL else maker == self._admin_maker()
 
     async def _by_run(self, claims: RunClaims) -> Caller:
         run = await self._store.get(Run, claims.run_id, deciding=True)
@@ -214,42 +232,69 @@ class Access:
         return above is not None
 
     def take(self, caller: Caller, route: str) -> list[tuple[str, Limit, Verdict]]:
-        """Count a request against the limits of its caller; returns each with what it said."""
+        """Count a request against its caller's limits; returns each with what it said.
+
+        A key and the tokens that it made have them together. What a route's own limit refuses costs
+        nothing of the limit for all.
+        """
         now = self._world.monotonic()
-        return [
-            (name, limit, self._limiter.take(caller.name, limit, now, name))
-            for name, limit in ((n, Limit.parse(text)) for n, text in caller.limits.items())
-            if name in {"*", route}
-        ]
+        whose = caller.key_id or caller.name
+        told: list[tuple[str, Limit, Verdict]] = []
+        for name in (route, "*"):
+            text = caller.limits.get(name)
+            if text is None:
+                continue
+            limit = Limit.parse(text)
+            told.append((name, limit, self._limiter.take(whose, limit, now, name)))
+            if not told[-1][2].allowed:
+                break
+        return told
 
     @contextmanager
     def watching(self, caller: Caller, cut: Callable[[], None]) -> Iterator[None]:
         """Call `cut` once what the caller showed holds no more, while the context is open."""
         watched = _Watched(caller, cut)
+        run_id = caller.run_id
         self._watched.add(watched)
+        if run_id is not None:
+            self._of_runs.setdefault(run_id, set()).add(watched)
         try:
             yield
         finally:
             self._watched.discard(watched)
+            if run_id is not None:
+                self._of_runs[run_id].discard(watched)
+                if not self._of_runs[run_id]:
+                    del self._of_runs[run_id]
 
     def on_ended(self, run: Run) -> None:
         """Cut the streams that a run's own tokens opened; its end was committed here."""
-        for watched in [w for w in self._watched if w.caller.run_id == run.run_id]:
+        for watched in tuple(self._of_runs.get(run.run_id, ())):
             watched.cut()
 
     async def run(self) -> None:
-        """Look after open streams, keys in use and the audit's floods until cancelled."""
-        flushed = self._world.monotonic()
+        """Look after open streams, keys in use and the audit's floods until cancelled.
+
+        Only StoreFailure ends it; what else goes wrong with one of them stops none of the others.
+        """
+        noted = self._world.monotonic()
         while True:
-            try:
-                await self.look()
-                await self._audit.flush()
-                if self._world.monotonic() - flushed >= _USED_EVERY_S:
-                    flushed = self._world.monotonic()
-                    await self.note_use()
-            except Unavailable as error:
-                log.warning("access_waits", error=error.message)
+            await self._surely(self.look)
+            await self._surely(self._audit.flush)
+            if self._world.monotonic() - noted >= _USED_EVERY_S:
+                noted = self._world.monotonic()
+                await self._surely(self.note_use)
             await self._world.sleep(LOOK_S)
+
+    async def _surely(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except StoreFailure:
+            raise
+        except Unavailable as error:
+            log.warning("access_waits", error=error.message)
+        except Exception:
+            log.exception("access_failed", work=getattr(work, "__name__", ""))
 
     async def look(self) -> None:
         """Cut the streams whose caller may read no more, and see whether there are keys now."""
@@ -263,7 +308,7 @@ class Access:
 
     async def still(self, caller: Caller) -> None:
         """Raise Unauthorized if what a caller showed a while ago holds no more."""
-        if caller.kind in {"key", "session", "run", "person"}:
+        if caller.kind != "nobody":
             (holds,) = await self._holding([caller])
             if not holds:
                 raise Unauthorized("the credential was revoked or ended while this was waited for")
@@ -279,6 +324,7 @@ class Access:
             (caller.expires_at is None or now < caller.expires_at)
             and (caller.key_id is None or caller.key_id in good)
             and (caller.run_id is None or is_at_work(at_work.get(caller.run_id), caller))
+            and self._made_by(caller.maker)
             for caller in callers
         ]
 
@@ -303,5 +349,9 @@ class Access:
         ops = [
             Op(writes=(Patch(Key, (key_id,), {"last_used_at": at}),)) for key_id, at in used.items()
         ]
-        if ops:
-            await self._store.commit(*ops)
+        try:
+            if ops:
+                await self._store.commit(*ops)
+        except Unavailable:
+            self._used = used | self._used
+            raise

@@ -56,12 +56,16 @@ class Dispatcher:
         self._freed: set[tuple[str, str]] = set()
         self._claiming = True
         self._replica = Replica(ledger.store, ledger.world)
-        ledger.on_ended(self._ended)
+        ledger.on_ended(self.ended)
 
     @property
     def in_flight(self) -> int:
         """Return how many runs this replica holds."""
         return len(self._switches)
+
+    def driven(self) -> list[str]:
+        """Return the runs that this replica holds."""
+        return list(self._switches)
 
     def wake(self, run_id: str) -> None:
         """Look at a run that has just been accepted."""
@@ -181,7 +185,8 @@ class Dispatcher:
                 del self._switches[run.run_id]
             self._wake.set()
 
-    def _ended(self, run: Run) -> None:
+    def ended(self, run: Run) -> None:
+        """Let go of a run whose end is committed, and look at the next of its session."""
         switch = self._switches.get(run.run_id)
         if switch is not None and run.status in ENDED:
             switch.throw("ended")

@@ -16,6 +16,7 @@ from orchestrator.engine.intake import Intake
 from orchestrator.engine.keys import Keys
 from orchestrator.engine.ledger import Ledger
 from orchestrator.engine.limits import EngineSettings
+from orchestrator.engine.lookout import Lookout
 from orchestrator.engine.patience import patiently
 from orchestrator.engine.pusher import Pusher
 from orchestrator.engine.registry import Registry
@@ -76,6 +77,9 @@ class Engine:
         self._ledger = Ledger(store, outside.bus, world)
         self.audit = Audit(store, world)
         self.keys = Keys(store, world, self.audit)
+        self.keys.others_know_admins = (
+            settings.access.admin_key is not None or outside.identity is not None
+        )
         self.tokens = Tokens(world, outside.signer, self.audit)
         self.access = Access(
             store, world, self.keys, self.tokens, self.audit, settings.access, outside.identity
@@ -86,6 +90,9 @@ class Engine:
         self._dispatcher = Dispatcher(self._ledger, runner, settings)
         self._intake = Intake(self._ledger, settings, self._dispatcher.wake)
         self._upkeep = Upkeep(self._ledger, settings)
+        self._lookout = Lookout(
+            self._ledger, outside.bus, self._dispatcher.driven, self._dispatcher.ended
+        )
         self._pusher = self._make_pusher()
         self._probed = (float("-inf"), "")
         self.tails = Tails(store, outside.bus)
@@ -113,6 +120,7 @@ class Engine:
             background = [
                 tasks.create_task(self._upkeep.run(), name="upkeep"),
                 tasks.create_task(self.access.run(), name="access"),
+                tasks.create_task(self._lookout.run(), name="lookout"),
             ]
             if self._pusher is not None:
                 background.append(tasks.create_task(self._pusher.run(), name="pusher"))

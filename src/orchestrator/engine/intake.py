@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.core import ids, values
+from orchestrator.core.access import TENANT
 from orchestrator.core.decide import Accept, Cancel, Record
 from orchestrator.core.errors import (
     AgentDraining,
@@ -28,7 +29,8 @@ from orchestrator.core.records import Agent, IdempotencyKey, Invocation, Run
 from orchestrator.core.states import HOLDS_SESSION, OPEN
 from orchestrator.core.trace import of_run
 from orchestrator.engine.ledger import Ledger
-from orchestrator.engine.limits import DEPTH_MAX, TENANT, EngineSettings
+from orchestrator.engine.limits import DEPTH_MAX, EngineSettings
+from orchestrator.engine.tokens import scopes_of
 
 _BUSY_KINDS = ("enqueue", "reject", "interrupt", "parallel")
 REQUEST_ID_MAX = 256
@@ -41,8 +43,7 @@ class Invoke(msgspec.Struct, frozen=True, kw_only=True):
 
     `request_id` makes it idempotent within its session, for a child run within its parent; without
     either within the tenant, so that the repeat finds the session of the first. `rerun_of` is the
-    run of which this is a repetition. `scopes` bound what the run's tokens may do: those of the
-    token that asks for it.
+    run of which this is a repetition.
     """
 
     tenant: str = TENANT
@@ -59,7 +60,6 @@ class Invoke(msgspec.Struct, frozen=True, kw_only=True):
     traceparent: str | None = None
     tracestate: str | None = None
     rerun_of: str | None = None
-    scopes: list[str] | None = None
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -183,7 +183,8 @@ class Intake:
             content=request.content,
             queued=queued,
         )
-        traceparent, tracestate = await self._trace(request, parent)
+        asked = await self._asked(parent)
+        traceparent, tracestate = _trace(request, parent, asked)
         invocation = Invocation(
             run_id=run.run_id,
             role=request.role,
@@ -192,7 +193,7 @@ class Intake:
             traceparent=traceparent,
             timeout_ms=request.timeout_ms,
             tracestate=tracestate,
-            scopes=request.scopes,
+            scopes=await self._scopes(parent, asked),
         )
         op = accept(
             run,
@@ -213,15 +214,18 @@ class Intake:
             await self._tell_parent(parent, run)
         return Accepted(run)
 
-    async def _trace(self, request: Invoke, parent: Run | None) -> tuple[str | None, str | None]:
-        """Return the trace context of a run; without one a child is below its parent's run."""
-        if parent is None or request.traceparent is not None:
-            return request.traceparent, request.tracestate
-        asked = await self._ledger.store.get(Invocation, parent.run_id, deciding=True)
-        if asked is None:
-            return None, None
-        above = of_run(parent.run_id, asked.traceparent, asked.tracestate)
-        return above.traceparent, above.state
+    async def _asked(self, parent: Run | None) -> Invocation | None:
+        if parent is None:
+            return None
+        return await self._ledger.store.get(Invocation, parent.run_id, deciding=True)
+
+    async def _scopes(self, parent: Run | None, asked: Invocation | None) -> list[str] | None:
+        """Return what the run's tokens may do at most: never more than those of the run above."""
+        if parent is None or asked is None:
+            return None
+        key = (parent.tenant, parent.agent_id)
+        agent = await self._ledger.store.get(Agent, *key, deciding=True)
+        return scopes_of(parent, agent, asked)
 
     async def _lost_race(
         self, request: Invoke, key: IdempotencyKey | None, outcome: Refused
@@ -268,6 +272,16 @@ class Intake:
             deciding=True,
         )
         return bool(ahead)
+
+
+def _trace(
+    request: Invoke, parent: Run | None, asked: Invocation | None
+) -> tuple[str | None, str | None]:
+    """Return the trace context of a run; without one a child is below its parent's run."""
+    if parent is None or asked is None or request.traceparent is not None:
+        return request.traceparent, request.tracestate
+    above = of_run(parent.run_id, asked.traceparent, asked.tracestate)
+    return above.traceparent, above.state
 
 
 def _labels(request: Invoke) -> dict[str, str]:

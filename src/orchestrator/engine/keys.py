@@ -17,6 +17,8 @@ from orchestrator.ports import Store, Where, World
 
 KEYS_MAX: Final = 10_000
 """Keys that one list shows."""
+LIMITS_MAX: Final = 32
+"""Limits that one key has."""
 OVERLAP_S: Final = 3600
 """How long the old key of a rotation stays good, if nobody says otherwise."""
 _TEXT_MAX: Final = 256
@@ -50,6 +52,8 @@ class Keys:
         self._store = store
         self._world = world
         self._audit = audit
+        self.others_know_admins = False
+        """Whether ADMIN_KEY or an identity provider lets admins in, so that no key must."""
         self.changed = 0
 
     async def create(self, wanted: NewKey, by: Caller) -> Made:
@@ -58,7 +62,7 @@ class Keys:
         if tenant != by.tenant and not by.root:
             raise Forbidden("only ADMIN_KEY, or a command beside the database, names a tenant")
         _check(wanted, tenant)
-        if by.kind == "local" and wanted.role != "admin":
+        if by.kind == "local" and wanted.role != "admin" and not self.others_know_admins:
             await self._must_have_admin()
         now = self._world.now()
         made = self._made(wanted, tenant, now, by)
@@ -88,6 +92,7 @@ class Keys:
             digest=digest,
             person=wanted.person,
             agent_id=wanted.agent_id,
+            environment=wanted.environment,
             limits=wanted.limits,
             created_at=now,
             created_by=by.name,
@@ -111,13 +116,13 @@ class Keys:
         """Make a key like this one; the old one goes on for `overlap_s`, 0 ends it at once."""
         old = await self.get(key_id, by)
         now = self._world.now()
-        if old.revoked_at is not None or old.rotated_to is not None:
-            raise Conflict(f"key {key_id} was revoked or rotated before; make a new one")
+        if not is_good(old, now) or old.rotated_to is not None:
+            raise Conflict(f"key {key_id} has ended or was rotated before; make a new one")
         if not 0 <= overlap_s <= values.NUMBER_MAX:
             raise InvalidRequest(f"overlap_s must be a whole number from 0 to {values.NUMBER_MAX}")
         wanted = NewKey(
             name=old.name, role=old.role, person=old.person, agent_id=old.agent_id,
-            limits=old.limits,
+            environment=old.environment, limits=old.limits,
             expires_in_s=(old.expires_at - old.created_at) // 1000 if old.expires_at else None,
         )  # fmt: skip
         made = self._made(wanted, old.tenant, now, by)
@@ -170,7 +175,13 @@ def _check(wanted: NewKey, tenant: str) -> None:
         if wanted.role != "agent":
             raise InvalidRequest("agent_id limits keys of the role agent; leave it out")
     values.positive(wanted.expires_in_s, "expires_in_s")
-    for name, text in wanted.limits.items():
+    _check_limits(wanted.limits)
+
+
+def _check_limits(limits: dict[str, str]) -> None:
+    if len(limits) > LIMITS_MAX:
+        raise InvalidRequest(f"limits may have {LIMITS_MAX} entries, not {len(limits)}")
+    for name, text in limits.items():
         try:
             Limit.parse(text)
         except ValueError as error:

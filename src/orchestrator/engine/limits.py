@@ -42,5 +42,3 @@ LEASE_MS = 15_000
 """How long a replica lives without renewing; it renews each third of that."""
 FENCE_S = 10.0
 """After this long without a renewal a replica stops its own runs."""
-TENANT = "default"
-"""The tenant of every caller while there are no keys."""

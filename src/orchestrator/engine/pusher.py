@@ -39,6 +39,7 @@ class Track(msgspec.Struct):
     """How far one run is delivered."""
 
     run_id: str
+    tenant: str
     session_id: str
     cursor: int
     head: int
@@ -107,7 +108,9 @@ class Pusher:
     async def _track(self, run: Run) -> Track:
         saved = await self._store.get(Cursor, FOLLOWER, run.run_id, deciding=True)
         seq = saved.seq if saved is not None else 0
-        track = Track(run.run_id, run.session_id, seq, run.head, run.ended_at, saved=seq)
+        track = Track(
+            run.run_id, run.tenant, run.session_id, seq, run.head, run.ended_at, saved=seq
+        )
         self._tracks[run.run_id] = track
         return track
 
@@ -160,7 +163,7 @@ class Pusher:
         try:
             for last, bodies in self._portions(events):
                 if bodies:
-                    answer = await self._client.push(track.session_id, bodies)
+                    answer = await self._client.push(track.tenant, track.session_id, bodies)
                     self._batch = answer.batch
                     self.pushed += len(bodies)
                     if answer.tails:

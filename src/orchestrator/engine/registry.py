@@ -7,14 +7,13 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrator.core import access, values
-from orchestrator.core.access import Caller
+from orchestrator.core.access import TENANT, Caller
 from orchestrator.core.errors import AgentNotFound, EgressRefused, Forbidden, InvalidRequest
 from orchestrator.core.ops import Delete, Op, Outcome, Patch, Put, Refused
 from orchestrator.core.records import Agent, Retry, Timeouts
 from orchestrator.core.secret import Secret
 from orchestrator.engine.audit import Audit
 from orchestrator.engine.ledger import Ledger
-from orchestrator.engine.limits import TENANT
 from orchestrator.engine.transcript import credential_context
 from orchestrator.ports import Egress, SecretBox, Where
 from orchestrator.telemetry import get_logger
@@ -95,24 +94,35 @@ class Registry:
             retry=wanted.retry,
             on_lost=wanted.on_lost,
             max_concurrency=wanted.max_concurrency,
-            operator=by.operator,
-            scopes=wanted.scopes,
+            operator=by.operates(TENANT),
+            scopes=await self._scopes(wanted, by),
             created_at=now,
             updated_at=now,
         )
         put = Put(agent, keep=("created_at", "last_heartbeat"))
         await self._audit.carry_out(
             by, "agent.register", agent.agent_id, put,
-            endpoint=agent.endpoint, has_auth=token is not None,
+            endpoint=agent.endpoint, has_auth=token is not None, protocol=agent.protocol,
+            operator=agent.operator, scopes=agent.scopes,
         )  # fmt: skip
         return await self.get(wanted.agent_id, wanted.tenant)
+
+    async def _scopes(self, wanted: Registration, by: Caller) -> list[str] | None:
+        """Return what the agent's tokens may do: an agent only narrows what its operator gave."""
+        if "keys:write" in by.permissions:
+            return wanted.scopes
+        known = await self._store.get(Agent, wanted.tenant, wanted.agent_id, deciding=True)
+        given = known.scopes if known is not None else None
+        if given is None or wanted.scopes is None:
+            return wanted.scopes if given is None else given
+        return sorted(set(given) & set(wanted.scopes))
 
     def _check(self, wanted: Registration, by: Caller) -> None:
         values.name(wanted.agent_id, "agent_id")
         _check_owner(wanted.agent_id, by)
         _check_endpoint(wanted.endpoint)
         try:
-            self._egress.check(wanted.endpoint, operator=by.operator)
+            self._egress.check(wanted.endpoint, operator=by.operates(TENANT))
         except EgressRefused:
             self._audit.security("egress_refused", f"{by.name} for {wanted.agent_id}", by.tenant)
             raise

@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from orchestrator.core import values
+from orchestrator.core.access import TENANT
 from orchestrator.core.decide import Cancel
 from orchestrator.core.errors import Conflict, InvalidRequest, RunNotFound
 from orchestrator.core.events import LogEvent, open_event
@@ -14,7 +15,6 @@ from orchestrator.core.records import Invocation, Run
 from orchestrator.core.states import ENDED, RunState
 from orchestrator.engine.intake import RERUN_OF, Accepted, Intake, Invoke
 from orchestrator.engine.ledger import Ledger
-from orchestrator.engine.limits import TENANT
 from orchestrator.engine.tail import Tails
 from orchestrator.ports import Where
 

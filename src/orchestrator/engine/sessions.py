@@ -5,11 +5,11 @@ from typing import Any
 import msgspec
 
 from orchestrator.core import ids, values
+from orchestrator.core.access import TENANT
 from orchestrator.core.errors import InvalidRequest, SessionNotFound, Unavailable
 from orchestrator.core.ops import Insert, Op, Patch, Refused
 from orchestrator.core.records import NEXT, Message, Session
 from orchestrator.engine.ledger import Ledger
-from orchestrator.engine.limits import TENANT
 from orchestrator.engine.runs import Page, page_of
 from orchestrator.ports import Where
 

@@ -53,26 +53,36 @@ class Tokens:
             raise InvalidRequest(f"ttl_s must be a whole number from 1 to {TTL_MAX_S}")
         if user_id is not None and not 0 < len(user_id) <= _USER_MAX:
             raise InvalidRequest(f"user_id must be 1 to {_USER_MAX} characters")
+        ends = self._world.now() + ttl_s * 1000
         claims = SessionClaims(
             tenant=by.tenant,
             session_id=session_id,
             scopes=access.scopes(scopes, SESSION_SCOPES),
-            expires_at=self._world.now() + ttl_s * 1000,
+            expires_at=ends if by.expires_at is None else min(ends, by.expires_at),
             user_id=user_id,
             by=by.key_id,
+            maker=by.maker,
         )
+        token = credentials.write_token(claims, self._signer.sign)
+        if len(token.reveal()) > credentials.TOKEN_MAX:
+            raise InvalidRequest("session_id and user_id are too long, together, for a token")
         await self._audit.carry_out(
             by, "session.token", session_id, scopes=claims.scopes, user_id=user_id, ttl_s=ttl_s
         )
-        return credentials.write_token(claims, self._signer.sign), claims
+        return token, claims
 
     def read(self, text: str) -> credentials.Claims | None:
         """Return what a token of ours says, None for any other text."""
         return credentials.read_token(text, self._signer.is_signed)
 
 
-def scopes_of(run: Run, agent: Agent, invocation: Invocation) -> list[str]:
-    """Return what the tokens of a run may do: never more than the caller's own, if that was one."""
+def scopes_of(run: Run, agent: Agent | None, invocation: Invocation) -> list[str]:
+    """Return what the tokens of a run may do: never more than those of the run above it.
+
+    Without an agent, which was removed meanwhile, that is nothing.
+    """
+    if agent is None:
+        return []
     found = set(RUN_SCOPES if agent.scopes is None else agent.scopes) & RUN_SCOPES
     if invocation.scopes is not None:
         found &= set(invocation.scopes)

@@ -62,7 +62,7 @@ class Box:
             self._ciphers[0].decrypt(
                 sealed[1 : 1 + _NONCE], sealed[1 + _NONCE :], _FORM + context.encode()
             )
-        except InvalidTag:
+        except (InvalidTag, ValueError):
             return False
         return True
 

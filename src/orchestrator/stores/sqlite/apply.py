@@ -41,9 +41,7 @@ _NEXT_POS_OF: Final = (
     "(SELECT tenant, session_id FROM messages WHERE message_id = ?) RETURNING pos"
 )
 
-_LAST_ENTRY: Final = (
-    f"SELECT {TABLES[AuditEntry].select} FROM audit WHERE tenant = ? ORDER BY seq DESC LIMIT 1"
-)
+_LAST_ENTRY: Final = "SELECT seq, hash FROM audit WHERE tenant = ? ORDER BY seq DESC LIMIT 1"
 
 
 class Refusal(Exception):  # an outcome, not an error
@@ -210,9 +208,10 @@ class Applier:
         row = self._one(_NEXT_POS, place)
         return replace(record, pos=row[0] if row else 1)
 
-    def _last_entry(self, tenant: str) -> AuditEntry | None:
+    def _last_entry(self, tenant: str) -> tuple[int, bytes] | None:
+        """Return where the chain ends; what else stands there may be damaged and stops nobody."""
         row = self._one(_LAST_ENTRY, (tenant,))
-        return TABLES[AuditEntry].record(row) if row else None
+        return (int(row[0]), bytes(row[1])) if row else None
 
     def _next_pos_of(self, key: tuple[Any, ...]) -> int:
         row = self._one(_NEXT_POS_OF, key)

@@ -27,7 +27,7 @@ class LockFile:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            holder = os.read(descriptor, 32).decode() or "unknown"
+            holder = os.read(descriptor, 32).decode().partition("\n")[0] or "unknown"
             os.close(descriptor)
             raise DatabaseRefused(
                 f"{database} is in use by another server (process {holder.strip()}); "
@@ -42,6 +42,20 @@ class LockFile:
         os.close(self._descriptor)
 
 
+def announce(database: str, url: str) -> None:
+    """Write into the lock file that we hold where we can be called."""
+    with Path(f"{database}.lock").open("a", encoding="ascii") as file:
+        file.write(f"{url}\n")
+
+
+def address_of(database: str) -> str | None:
+    """Return the URL of the server that has a database open; None if none has, or does not say."""
+    if holder_of(database) is None:
+        return None
+    lines = Path(f"{database}.lock").read_text(encoding="ascii").split()
+    return lines[1] if len(lines) > 1 else None
+
+
 def holder_of(database: str) -> int | None:
     """Return the process id of the server that has a database open, or None."""
     path = Path(f"{database}.lock")
@@ -51,6 +65,6 @@ def holder_of(database: str) -> int | None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            text = file.read(32).strip()
+            text = file.readline(32).strip()
             return int(text) if text.isdigit() else 0
     return None

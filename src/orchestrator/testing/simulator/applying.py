@@ -140,8 +140,8 @@ class Applier:
         """Give a message its position, an audit entry its place in the chain."""
         if isinstance(record, AuditEntry):
             entries = self._tables.rows[AuditEntry].values()
-            of_tenant = (entry for entry in entries if entry.tenant == record.tenant)
-            return chained(record, max(of_tenant, key=lambda entry: entry.seq, default=None))
+            chain = [(e.seq, e.hash) for e in entries if e.tenant == record.tenant]
+            return chained(record, max(chain, default=None))
         if not isinstance(record, Message) or record.pos >= 0:
             return record
         if record.pos != WAITING:

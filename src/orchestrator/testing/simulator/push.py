@@ -27,7 +27,7 @@ class SimPush:
         self._stage = stage
         self._chance = stage.chance.of(f"push {len(stage.servers)}")
 
-    async def push(self, session_id: str, events: Sequence[bytes]) -> PushAnswer:
+    async def push(self, tenant: str, session_id: str, events: Sequence[bytes]) -> PushAnswer:
         """Take events, or fail before or after taking them."""
         stage, chance = self._stage, self._chance
         await asyncio.sleep(chance.between(0, 0.03))

@@ -7,6 +7,7 @@ CREATE TABLE keys (
     digest BLOB NOT NULL,
     person TEXT,
     agent_id TEXT,
+    environment TEXT NOT NULL,
     limits TEXT NOT NULL,
     created_at INTEGER NOT NULL,
     created_by TEXT NOT NULL,
