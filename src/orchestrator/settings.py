@@ -21,6 +21,7 @@ _SIZES: Final = {"": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 _PORT_MAX: Final = 65_535
 _SHOWN: Final = 100
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]{1,253}")
+_USER: Final = re.compile(r"(?<=//)[^/]*@")
 ADMIN_KEY_MIN: Final = 32
 LEVELS: Final = ("debug", "info", "warn", "warning", "error")
 
@@ -404,7 +405,9 @@ def _read(variable: Variable, around: Mapping[str, str]) -> Any:
 
 
 def _shown(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
+    """Return a value as a message may have it: URLs without their user and password."""
+    told = _USER.sub("…@", text)
+    return repr(told if len(told) <= _SHOWN else told[:_SHOWN] + "…")
 
 
 def _completed(values: dict[str, Any]) -> Settings:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -33,15 +34,17 @@ http {{
 }}
 """
 ANSWER = 'event: done\ndata: {"final_message": "at last"}\n\n'
+JSON = '-H "Content-Type: application/json"'
 REGISTER = (
-    'curl -s -X POST http://localhost:8081/v1/agents/register -H "Content-Type: application/json" '
+    "curl -s KEY -X POST http://localhost:8081/v1/agents/register " + JSON + " "
     '-d \'{"agent_id":"demo","name":"Demo","endpoint":"http://localhost:8000"}\''
 )
 INVOKE = (
-    'curl -s -X POST http://localhost:8081/internal/invoke -H "Content-Type: application/json" '
+    "curl -s KEY -X POST http://localhost:8081/internal/invoke " + JSON + " "
     '-d \'{"session_id":"s","agent_id":"demo","input_message":{"role":"user","content":"TEXT"}}\''
 )
-STREAM = "curl -sN http://localhost:8081/v1/runs/RUN/events/stream"
+STREAM = "curl -sN KEY http://localhost:8081/v1/runs/RUN/events/stream"
+MAKE = "./orchestrator keys create --role admin NAME"
 
 
 @pytest.fixture
@@ -61,11 +64,38 @@ def start_nginx(here: Place, server: str, timeout: str = "") -> None:
     here.up("http://localhost:8081/health")
 
 
-def start_server(here: Place, **env: str) -> Running:
-    """Start the server as the page about nginx says."""
-    server = here.start("AUTH_MODE=off ./orchestrator", "server", INGRESS_URL="off", **env)
+@dataclass
+class Front:
+    """The server behind nginx, as a caller who has a key meets it."""
+
+    here: Place
+    key: str = ""
+
+    def written(self, command: str) -> str:
+        """Return a command that shows the key, if there is one."""
+        shown = f'-H "Authorization: Bearer {self.key}"' if self.key else ""
+        return command.replace("KEY", shown)
+
+    def follow(self, content: str) -> Running:
+        """Invoke the demo agent through nginx and follow the run, in the background, through it."""
+        assert self.here.json(self.written(REGISTER))["ok"] is True
+        run_id = self.here.json(self.written(INVOKE.replace("TEXT", content)))["run_id"]
+        return self.here.start(self.written(STREAM.replace("RUN", run_id)), "reader")
+
+
+def start_server(here: Place, **env: str) -> Front:
+    """Make a key, start the server as the page about nginx says, and return how it is called."""
+    key = here.run(MAKE.replace("NAME", "nginx")).strip()
+    here.start("./orchestrator", "server", INGRESS_URL="off", **env)
     here.up("http://localhost:8080/health")
-    return server
+    return Front(here, key)
+
+
+def start_without_keys(here: Place, mode: str = "auto") -> Front:
+    """Start the server without any key."""
+    here.start(f"AUTH_MODE={mode} ./orchestrator", "server", INGRESS_URL="off")
+    here.up("http://localhost:8080/health")
+    return Front(here)
 
 
 def start_silent_agent(here: Place, silence_s: float) -> None:
@@ -76,26 +106,49 @@ def start_silent_agent(here: Place, silence_s: float) -> None:
     here.up("http://localhost:8000/")  # it knows only POST, and says so
 
 
-def follow(here: Place, content: str) -> Running:
-    """Invoke the demo agent through nginx and follow the run, in the background, through nginx."""
-    here.run(REGISTER)
-    run_id = here.json(INVOKE.replace("TEXT", content))["run_id"]
-    return here.start(STREAM.replace("RUN", run_id), "reader")
-
-
-@CONFIGURATIONS
-def test_words_pass_one_by_one(here: Place, server: str) -> None:
-    start_server(here)
-    here.start("python3 examples/demo_agent.py", "agent")
+def start_demo_agent(here: Place) -> None:
+    here.start("python3 examples/demo_agent.py --port 8000", "agent")
     here.up("http://localhost:8000/health")
-    start_nginx(here, server)
-    reader = follow(here, "slow 4")
+
+
+def follow_word_by_word(front: Front) -> str:
+    """Follow a run of four words that come one by one; return all that was streamed."""
+    reader = front.follow("slow 4")
     until(lambda: "event: agent_stream_delta" in reader.said(), "a first word")
     assert "event: run_done" not in reader.said()
     until(lambda: reader.process.poll() is not None, "the stream ends")
     assert reader.process.returncode == 0
     assert reader.said().count("event: agent_stream_delta") == 4
     assert reader.said().count("event: run_done") == 1
+    return reader.said()
+
+
+@CONFIGURATIONS
+def test_words_pass_one_by_one(here: Place, server: str) -> None:
+    front = start_server(here)
+    start_demo_agent(here)
+    start_nginx(here, server)
+    said = follow_word_by_word(front)
+    run_id = re.findall(r'"run_id":"(run_\w+)"', said)[0]
+    again = STREAM.replace("RUN", run_id)
+    rest = here.run(front.written(f'{again} -H "Last-Event-ID: 4"'))
+    assert said.endswith(rest)
+    assert rest.startswith("id: 5\n")
+    code = " -o /dev/null -w '%{http_code}' "
+    end = re.findall(r"^id: (\d+)$", said, re.MULTILINE)[-1]
+    assert here.run(front.written(f'{again}{code}-H "Last-Event-ID: {end}"')) == "204"
+    assert here.run(again.replace("KEY", code)) == "401"
+    made = f"curl -s KEY -X POST http://localhost:8081/v1/sessions/s/tokens {JSON} -d '{{}}'"
+    token = here.json(front.written(made))["token"]
+    assert here.run(again.replace("KEY ", "") + f"?token={token}") == said
+
+
+@CONFIGURATIONS
+def test_without_keys_a_proxy_must_be_meant(here: Place, server: str) -> None:
+    front = start_without_keys(here, "off")
+    start_demo_agent(here)
+    start_nginx(here, server)
+    follow_word_by_word(front)
 
 
 @CONFIGURATIONS
@@ -104,10 +157,10 @@ def test_a_stream_outlives_a_silent_agent(
 ) -> None:
     full = request.config.getoption("--full", default=False)
     silence_s = 180 if full else 6
-    start_server(here, **({} if full else {"KEEP_ALIVE_MS": "500"}))
+    front = start_server(here, **({} if full else {"KEEP_ALIVE_MS": "500"}))
     start_silent_agent(here, silence_s)
     start_nginx(here, server, "" if full else "proxy_read_timeout 2s;")
-    reader = follow(here, "Hello")
+    reader = front.follow("Hello")
     until(lambda: reader.process.poll() is not None, "the stream ends", silence_s + 15)
     assert reader.process.returncode == 0
     assert len(re.findall("^:", reader.said(), re.MULTILINE)) >= 6
@@ -116,18 +169,60 @@ def test_a_stream_outlives_a_silent_agent(
 
 
 def test_it_is_the_comments_that_keep_the_stream_open(here: Place) -> None:
-    start_server(here, KEEP_ALIVE_MS="60000")
-    start_silent_agent(here, 5)
+    front = start_server(here, KEEP_ALIVE_MS="60000")
+    start_silent_agent(here, 60)
     start_nginx(here, BARE, "proxy_read_timeout 2s;")
-    reader = follow(here, "Hello")
+    reader = front.follow("Hello")
     until(lambda: reader.process.poll() is not None, "nginx cuts the stream")
     assert "event: run_done" not in reader.said()
 
 
-def test_a_server_without_keys_refuses_what_a_proxy_passes_on(here: Place) -> None:
-    here.start("./orchestrator", "server", INGRESS_URL="off")
-    here.up("http://localhost:8080/health")
-    start_nginx(here, BARE)
-    assert here.json("curl -s http://localhost:8081/v1/agents")["code"] == "forbidden"
-    status = here.run("curl -s -o body -w '%{http_code}' http://localhost:8081/v1/agents")
-    assert status == "403"
+FOREIGN = {
+    "a page": '-H "Origin: https://evil.example"',
+    "a page without a name": '-H "Origin: null"',
+    "a rebound name": '-H "Host: rebound.example:8080"',
+    "a proxy": '-H "X-Forwarded-For: 203.0.113.9"',
+    "another proxy": '-H "Forwarded: for=203.0.113.9"',
+    "an old proxy": '-H "Via: 1.1 cache"',
+    "one more": '-H "X-Real-IP: 203.0.113.9"',
+    "a program of old": "--http1.0",
+}
+"""What comes from elsewhere, as curl says it."""
+
+
+def refused(here: Place, base: str, words: str) -> None:
+    """Call from elsewhere: the answer is 403, names the command, and nothing was done."""
+    for what in ("/v1/agents", f'/v1/keys {JSON} -d \'{{"name":"x","role":"admin"}}\''):
+        said = here.run(f"curl -s -w ' %{{http_code}}' {words} {base}{what}")
+        assert said.endswith(" 403"), (words, said)
+        assert MAKE in said, (words, said)
+        assert '"code":"forbidden"' in said
+
+
+def test_a_server_without_keys_refuses_who_is_not_of_this_machine(here: Place) -> None:
+    front = start_without_keys(here)
+    base = "http://localhost:8080"
+    assert here.json(f"curl -s {base}/v1/agents") == {"agents": []}
+    for own in ("localhost:3000", "127.0.0.1", "[::1]:8080"):
+        assert here.json(f'curl -s -H "Origin: http://{own}" {base}/v1/agents') == {"agents": []}
+    for words in FOREIGN.values():
+        refused(here, base, words)
+    assert here.json(f"curl -s {base}/v1/keys") == {"keys": []}
+    front.key = here.run(MAKE.replace("NAME", "alice")).strip()
+    for words in FOREIGN.values():
+        call = f"curl -s KEY {words} {base}/v1/agents"
+        assert here.json(front.written(call)) == {"agents": []}, words
+        assert here.json(call.replace("KEY", ""))["code"] == "unauthorized", words
+
+
+@CONFIGURATIONS
+def test_a_server_without_keys_refuses_what_a_proxy_passes_on(here: Place, server: str) -> None:
+    front = start_without_keys(here)
+    start_nginx(here, server)
+    base = "http://localhost:8081"
+    for words in ("", FOREIGN["a page"], '-H "Host: rebound.example:8081"', '-H "Host: localhost"'):
+        refused(here, base, words)
+    front.key = here.run(MAKE.replace("NAME", "alice")).strip()
+    assert here.json(front.written(f"curl -s KEY {base}/v1/agents")) == {"agents": []}
+    start_demo_agent(here)
+    follow_word_by_word(front)

@@ -11,7 +11,7 @@ from orchestrator.core.records import NEXT, AuditEntry
 def entry(number: int) -> AuditEntry:
     return AuditEntry(
         tenant="t", seq=NEXT, at=number, actor="a", action="key.create", target=f"k{number}",
-        detail={"n": number},
+        detail=f"{number}",
     )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def test_an_untouched_chain_holds_also_in_pieces() -> None:
 def test_each_changed_field_is_found_where_it_is() -> None:
     changes: tuple[dict[str, Any], ...] = (
         {"tenant": "u"}, {"seq": 9}, {"at": 9}, {"actor": "b"}, {"action": "key.revoke"},
-        {"target": "k9"}, {"detail": {}}, {"hash": bytes(32)},
+        {"target": "k9"}, {"detail": "{}"}, {"hash": bytes(32)},
     )  # fmt: skip
     assert {name for change in changes for name in change} == set(AuditEntry.__struct_fields__)
     for change in changes:

@@ -1,5 +1,6 @@
 """The API as one ASGI application: the route table behind the access rules."""
 
+import re
 from typing import Final
 
 from msgspec.structs import replace
@@ -51,7 +52,13 @@ def _paths(routes: tuple[Route, ...], engine: Engine, settings: APISettings) -> 
         for path in (route.path, *route.also):
             by_path.setdefault(path, {})[route.method] = _Endpoint(route, engine, settings)
     ordered = sorted(by_path, key=lambda path: (path.count("{"), -len(path)))
-    return [Path(path, _Methods(by_path[path])) for path in ordered]
+    return [_whole(Path(path, _Methods(by_path[path]))) for path in ordered]
+
+
+def _whole(path: Path) -> Path:
+    """Let a path match to its very end: `$` lets a newline behind it pass."""
+    path.path_regex = re.compile(path.path_regex.pattern.removesuffix("$") + r"\Z")
+    return path
 
 
 class _Unwound:
@@ -147,5 +154,6 @@ class _WithHeaders:
 async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
         return
-    sentence = f"nothing is at {scope['path'][:200]}; /docs lists every path"
+    # The path is not repeated: it may hold a secret that somebody put there by mistake.
+    sentence = "nothing is at this path; /docs lists every one"
     await refusal(404, "not_found", sentence)(scope, receive, send)

@@ -1,12 +1,14 @@
 """The audit log: read it, and walk along its chain."""
 
+from typing import Any
+
 from starlette.types import ASGIApp
 
 from orchestrator.api.calls import Call
 from orchestrator.api.problems import json_response
 from orchestrator.api.shapes import AuditAnswer, AuditEntryAnswer, VerifiedAnswer
-from orchestrator.core import values
-from orchestrator.core.errors import Forbidden
+from orchestrator.core import jsontext, values
+from orchestrator.core.errors import Conflict, Forbidden
 from orchestrator.core.records import AuditEntry
 from orchestrator.engine import Verified
 
@@ -55,9 +57,19 @@ def entry_answer(entry: AuditEntry) -> AuditEntryAnswer:
         actor=entry.actor,
         action=entry.action,
         target=entry.target,
-        detail=entry.detail,
+        detail=_detail(entry),
         hash=entry.hash.hex(),
     )
+
+
+def _detail(entry: AuditEntry) -> dict[str, Any]:
+    try:
+        return jsontext.decode(entry.detail, dict[str, Any])
+    except ValueError as error:
+        raise Conflict(
+            f"entry {entry.seq} of the audit log cannot be read any more: somebody changed it; "
+            "./orchestrator audit verify says more"
+        ) from error
 
 
 def verified_answer(verified: Verified, tenants: list[str]) -> VerifiedAnswer:

@@ -78,7 +78,8 @@ def _responses(route: Route) -> Iterator[tuple[str, Any]]:
     streamed = route.stream is not None and not any(other.stream for other in route.others)
     content = _content(route.answer, streamed=streamed)
     if route.raw is not None:
-        content[route.raw] = {"schema": {"type": "string"}}
+        kind = "object" if route.raw == "application/json" else "string"
+        content[route.raw] = {"schema": {"type": kind}}
     yield str(route.status), {"description": route.summary, "content": content}
     for other in route.others:
         content = _content(other.answer, streamed=other.stream)

@@ -1,17 +1,18 @@
 """The API about itself: the OpenAPI document and a page to read it."""
 
 import re
+from functools import cache
 from html import escape
 from importlib.resources import files
 from typing import Final
 
-from starlette.responses import HTMLResponse
+import msgspec
+from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp
 
 from orchestrator.api import openapi as document
 from orchestrator.api import routes
 from orchestrator.api.calls import Call
-from orchestrator.api.problems import json_response
 from orchestrator.api.table import Route
 
 _CODE: Final = re.compile(r"`([^`]+)`")
@@ -19,9 +20,13 @@ _CODE: Final = re.compile(r"`([^`]+)`")
 
 async def openapi(call: Call) -> ASGIApp:
     """Return the OpenAPI document."""
-    return json_response(
-        document.document(routes.ROUTES, call.settings.version, call.settings.public_url)
-    )
+    body = _document(call.settings.version, call.settings.public_url)
+    return Response(body, media_type="application/json")
+
+
+@cache
+def _document(version: str, url: str) -> bytes:
+    return msgspec.json.encode(document.document(routes.ROUTES, version, url))
 
 
 async def docs(call: Call) -> ASGIApp:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -24,7 +25,7 @@ from orchestrator.api.shapes import (
 from orchestrator.api.streams import EventStream
 from orchestrator.core import values
 from orchestrator.core.batch import Batch
-from orchestrator.core.errors import Forbidden, InvalidRequest, SessionNotFound
+from orchestrator.core.errors import Forbidden, InvalidRequest, RunEnded, SessionNotFound
 from orchestrator.core.records import Run
 from orchestrator.core.states import ENDED
 from orchestrator.core.trace import accepted
@@ -104,7 +105,8 @@ def cancelling(call: Call, run_id: str) -> Callable[[], Awaitable[None]]:
     async def hung_up() -> None:
         run = await call.engine.runs.get(run_id, call.tenant)
         if run.status not in ENDED:
-            await call.engine.runs.cancel(run_id, "the caller hung up", call.tenant)
+            with suppress(RunEnded):  # it came to its end meanwhile
+                await call.engine.runs.cancel(run_id, "the caller hung up", call.tenant)
 
     return hung_up
 

@@ -121,6 +121,8 @@ class Reading:
     def __enter__(self) -> None:
         self._wire.on_gone(self._cut)
         self._arm()
+        if self._wire.gone:  # while the answer was being found
+            self._cut()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         self._wire.on_gone(None)

@@ -45,6 +45,11 @@ class Wire:
             self._transport.write(body)
         return True
 
+    @property
+    def gone(self) -> bool:
+        """Return whether the peer has gone already."""
+        return self._cycle.disconnected or self._transport.is_closing()
+
     def on_gone(self, left: Callable[[], None] | None) -> None:
         """Have `left` called when the peer goes; None for nobody."""
         self._connection.left = left

@@ -19,6 +19,7 @@ from orchestrator.clients.exchange import (
 from orchestrator.clients.refusal import refusal
 from orchestrator.core.errors import AgentFailure
 from orchestrator.core.frames import ENDING, Frame
+from orchestrator.core.secret import Secret
 from orchestrator.ports import AgentCall
 
 _CODES: Final[Mapping[Trouble, tuple[str, bool]]] = {
@@ -67,17 +68,27 @@ class AgentHTTP:
         was read to its end. Raises AgentFailure with a code of CONTRACT §4.
         """
         request = replace(self._dialect.request(call), operator=call.operator)
-        return _Invocation(self._http.open(request), self._dialect)
+        shown = tuple(one for one in (call.credential, call.run_token) if one is not None)
+        return _Invocation(self._http.open(request), self._dialect, shown)
 
 
 class _Invocation(AbstractAsyncContextManager[AsyncIterator[Sequence[Frame]]]):
-    """One invocation while it is open, which may be for hours: it keeps nothing of its request."""
+    """One invocation while it is open, which may be for hours: it keeps nothing of its request.
 
-    __slots__ = ("_dialect", "_exchange")
+    `shown` are the secrets that the agent was shown, for as long as it may refuse them.
+    """
 
-    def __init__(self, exchange: AbstractAsyncContextManager[Answer], dialect: Dialect) -> None:
+    __slots__ = ("_dialect", "_exchange", "_shown")
+
+    def __init__(
+        self,
+        exchange: AbstractAsyncContextManager[Answer],
+        dialect: Dialect,
+        shown: tuple[Secret, ...],
+    ) -> None:
         self._exchange = exchange
         self._dialect = dialect
+        self._shown = shown
 
     async def __aenter__(self) -> "FrameStream":
         try:
@@ -85,10 +96,12 @@ class _Invocation(AbstractAsyncContextManager[AsyncIterator[Sequence[Frame]]]):
         except ExchangeFailed as error:
             raise _failure_of(error) from error
         try:
-            return FrameStream(answer, await self._accept(answer))
+            stream = FrameStream(answer, await self._accept(answer))
         except BaseException as error:
             await self._exchange.__aexit__(type(error), error, error.__traceback__)
             raise
+        self._shown = ()
+        return stream
 
     async def __aexit__(
         self,
@@ -100,7 +113,7 @@ class _Invocation(AbstractAsyncContextManager[AsyncIterator[Sequence[Frame]]]):
 
     async def _accept(self, answer: Answer) -> Decoder:
         if answer.status != HTTPStatus.OK:
-            raise await refusal(answer)
+            raise await refusal(answer, self._shown)
         coding = answer.header("Content-Encoding").strip().lower()
         if coding not in ("", "identity"):
             _reject(f"the agent compressed its answer ({coding[:40]}) though nobody asked for it")

@@ -1,12 +1,14 @@
 """What an answer other than 200 means: an `agent_status` failure with the agent's own words."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
 
 from orchestrator.clients.exchange import Answer, ExchangeFailed
 from orchestrator.core.errors import AgentFailure
+from orchestrator.core.secret import Secret
 
 BODY_MAX: Final = 2048
 """Bytes of the body that are kept."""
@@ -16,13 +18,16 @@ _SERVER_ERRORS: Final = range(500, 600)
 _WORTH_REPEATING: Final = frozenset({408, 425, 429})
 
 
-async def refusal(answer: Answer) -> AgentFailure:
-    """Return the failure for an answer that is not 200; reads 2 KiB of it for 5 s at most."""
+async def refusal(answer: Answer, shown: Sequence[Secret] = ()) -> AgentFailure:
+    """Return the failure for an answer that is not 200; reads 2 KiB of it for 5 s at most.
+
+    What the agent was `shown` is taken out of its words, which are kept and read by others.
+    """
     status = answer.status
-    said = printable(await _beginning(answer))
+    said = _without(shown, printable(await _beginning(answer)))
     message = f"the agent answered {status}" + (f": {said}" if said else "")
     if status in _REDIRECTS:
-        target = printable(answer.header("Location").encode()[:200])
+        target = _without(shown, printable(answer.header("Location").encode()[:200]))
         message = (
             f"the agent answered {status} to {target or 'nowhere'}; redirects are not followed"
         )
@@ -53,6 +58,12 @@ def printable(raw: bytes) -> str:
     text = raw.decode("utf-8", "replace")
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line.encode()[:BODY_MAX].decode("utf-8", "ignore")
+
+
+def _without(shown: Sequence[Secret], text: str) -> str:
+    for secret in shown:
+        text = text.replace(secret.reveal(), "…")
+    return text
 
 
 async def _beginning(answer: Answer) -> bytes:

@@ -125,14 +125,13 @@ def local(tenant: str) -> Caller:
 def role(text: str) -> str:
     """Return a role of the table; raises InvalidRequest naming them."""
     if text not in ROLES:
-        raise InvalidRequest(f"role must be one of {', '.join(ROLES)}, not {text[:40]!r}")
+        raise InvalidRequest(f"role must be one of {', '.join(ROLES)}")
     return text
 
 
 def scopes(wanted: Iterable[str], known: Iterable[str]) -> list[str]:
     """Return scopes, each once and in order; raises InvalidRequest for one that is not known."""
     found, names = sorted(set(wanted)), sorted(known)
-    for scope in found:
-        if scope not in names:
-            raise InvalidRequest(f"scopes may hold {', '.join(names)}, not {scope[:40]!r}")
+    if not set(found) <= set(names):
+        raise InvalidRequest(f"scopes may hold {', '.join(names)}")
     return found

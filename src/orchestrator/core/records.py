@@ -245,7 +245,8 @@ class Key(Record, frozen=True, kw_only=True):
 class AuditEntry(Record, frozen=True, kw_only=True):
     """What somebody did: `hash` is over this entry and the one before it of the same tenant.
 
-    Given with `seq` NEXT; the store assigns it, and the hash, in the commit.
+    Given with `seq` NEXT; the store assigns it, and the hash, in the commit. `detail` is JSON, kept
+    as text so that the hash covers each of its bytes.
     """
 
     TABLE = "audit"
@@ -256,7 +257,7 @@ class AuditEntry(Record, frozen=True, kw_only=True):
     actor: str
     action: str
     target: str
-    detail: dict[str, Any] = {}
+    detail: str = "{}"
     hash: bytes = b""
 
 

@@ -8,6 +8,7 @@ import msgspec
 from orchestrator.core import audit
 from orchestrator.core.access import TENANT, Caller
 from orchestrator.core.errors import Conflict, Unavailable
+from orchestrator.core.jsontext import canonical
 from orchestrator.core.ops import Committed, Insert, Op, Outcome, Write
 from orchestrator.core.records import NEXT, AuditEntry, Key
 from orchestrator.ports import Store, Where, World
@@ -21,6 +22,8 @@ _KINDS_MAX: Final = 256
 """Different security events that one window keeps; the rest are counted together."""
 _TARGET_MAX: Final = 200
 _PAGE: Final = 500
+_BEFORE: Final = -(1 << 63)
+"""Where a walk begins, so that it also meets what was put in front of the first entry."""
 TENANTS_MAX: Final = 10_000
 """Tenants that are verified at once."""
 
@@ -64,7 +67,7 @@ class Audit:
             actor=actor,
             action=action,
             target=target[:_TARGET_MAX],
-            detail=detail,
+            detail=canonical(detail).decode(),
         )
 
     def security(self, event: str, target: str, tenant: str = TENANT) -> None:
@@ -124,7 +127,7 @@ class Audit:
         seq, head, size = 0, audit.BEGINNING, _PAGE
         while True:
             try:
-                entries = await self.page(tenant, after=seq, limit=size)
+                entries = await self.page(tenant, after=seq or _BEFORE, limit=size)
             except Conflict:  # a row is no record any more: find out which
                 if size == 1:
                     return Verified(tenant, seq, head.hex(), seq + 1)
@@ -134,6 +137,8 @@ class Audit:
                 return Verified(tenant, seq, head.hex())
             bad = audit.broken(entries, head, seq)
             if bad is not None:
-                return Verified(tenant, seq, head.hex(), bad)
+                good = entries[: bad - 1 - seq]
+                head = good[-1].hash if good else head
+                return Verified(tenant, bad - 1, head.hex(), bad)
             seq, head = entries[-1].seq, entries[-1].hash
             await self._world.sleep(0)  # others have their turn between the pages

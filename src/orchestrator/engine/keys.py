@@ -9,7 +9,7 @@ from orchestrator.core import access, credentials, values
 from orchestrator.core.access import Caller
 from orchestrator.core.errors import Conflict, Forbidden, InvalidRequest, KeyNotFound
 from orchestrator.core.ops import Insert, Outcome, Patch, Refused, Write
-from orchestrator.core.ratelimit import Limit
+from orchestrator.core.ratelimit import N_MAX, Limit
 from orchestrator.core.records import Key
 from orchestrator.core.secret import Secret
 from orchestrator.engine.audit import Audit
@@ -185,4 +185,7 @@ def _check_limits(limits: dict[str, str]) -> None:
         try:
             Limit.parse(text)
         except ValueError as error:
-            raise InvalidRequest(f"limits: {name[:40]}: {error}") from error
+            raise InvalidRequest(
+                f"limits: {name[:40]}: a limit is a whole number from 1 to {N_MAX} and a unit, "
+                "s, m, h or d, such as 600/m"
+            ) from error

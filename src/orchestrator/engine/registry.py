@@ -105,7 +105,10 @@ class Registry:
             endpoint=agent.endpoint, has_auth=token is not None, protocol=agent.protocol,
             operator=agent.operator, scopes=agent.scopes,
         )  # fmt: skip
-        return await self.get(wanted.agent_id, wanted.tenant)
+        try:
+            return await self.get(wanted.agent_id, wanted.tenant)
+        except AgentNotFound:  # somebody removed it behind us; it was registered all the same
+            return self._judged(agent)
 
     async def _scopes(self, wanted: Registration, by: Caller) -> list[str] | None:
         """Return what the agent's tokens may do: an agent only narrows what its operator gave."""

@@ -190,7 +190,7 @@ def _states(wanted: Collection[str]) -> Sequence[str]:
     states = [text.upper() for text in wanted]
     for state in states:
         if state not in RunState.__members__:
-            raise InvalidRequest(f"status must be one of {', '.join(RunState)}, not {state[:40]!r}")
+            raise InvalidRequest(f"status must be one of {', '.join(RunState)}")
     return states
 
 

@@ -58,6 +58,7 @@ def configure(level: str, *, terminal: bool) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            # Before the renderer, whose own tracebacks show the values of every frame: bearers too.
             structlog.processors.format_exc_info,
             renderer,
         ],

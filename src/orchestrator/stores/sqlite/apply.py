@@ -41,7 +41,9 @@ _NEXT_POS_OF: Final = (
     "(SELECT tenant, session_id FROM messages WHERE message_id = ?) RETURNING pos"
 )
 
-_LAST_ENTRY: Final = "SELECT seq, hash FROM audit WHERE tenant = ? ORDER BY seq DESC LIMIT 1"
+_LAST_ENTRY: Final = (
+    "SELECT seq, CAST(hash AS BLOB) FROM audit WHERE tenant = ? ORDER BY seq DESC LIMIT 1"
+)
 
 
 class Refusal(Exception):  # an outcome, not an error

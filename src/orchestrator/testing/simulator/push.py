@@ -34,7 +34,7 @@ class SimPush:
         if not stage.calm and chance.hit(0.1):
             stage.fault("push_refused")
             raise Unavailable("the ingress is away")
-        del session_id
+        del tenant, session_id
         for data in events:
             pushed = _DECODER.decode(data)
             stage.pushed.setdefault(pushed.run_id, []).append((pushed.seq, data))
