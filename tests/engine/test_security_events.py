@@ -1,5 +1,6 @@
 """Security events: what was refused is counted in the audit log, and a flood stays one entry."""
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -37,7 +38,7 @@ async def test_a_dial_that_was_refused_is_in_the_audit(tmp_path: Path) -> None:
             assert run.error_code == "agent_unavailable"
         (entry,) = await entries(rig)
         assert (entry.action, entry.target) == ("security.egress_refused", "agent demo")
-        assert entry.detail == {"times": 3}
+        assert json.loads(entry.detail) == {"times": 3}
 
 
 async def test_a_registration_that_was_refused_is_in_the_audit(tmp_path: Path) -> None:
@@ -59,5 +60,5 @@ async def test_a_flood_of_different_events_is_bounded(tmp_path: Path) -> None:
             rig.engine.audit.security("bad_credential", f"10.0.{number >> 8}.{number & 255}")
         found = await entries(rig)
         assert len(found) == 257
-        assert sum(entry.detail["times"] for entry in found) == 100_000
+        assert sum(json.loads(entry.detail)["times"] for entry in found) == 100_000
         assert (await rig.engine.audit.verify("default")).broken_at is None
