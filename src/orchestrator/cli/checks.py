@@ -46,8 +46,9 @@ async def everything(settings: Settings | None, server: Server | None) -> AsyncI
     if settings is not None:
         yield _port(settings, up=up)
         yield await _database(settings)
-        yield _disk(settings)
-        yield _sync(settings)
+        if not settings.postgres:
+            yield _disk(settings)
+            yield _sync(settings)
     if server is not None:
         async for check in _served(server, up=up):
             yield check
@@ -90,17 +91,20 @@ def _port(settings: Settings, *, up: bool) -> Check:
 
 
 async def _database(settings: Settings) -> Check:
-    location = locate(settings.database_url)
-    untried = _untried(location.path, location.mode)
-    if untried is not None:
-        return untried
+    name = "PostgreSQL"
+    if not settings.postgres:
+        location = locate(settings.database_url)
+        name = location.path
+        untried = _untried(location.path, location.mode)
+        if untried is not None:
+            return untried
     try:
         await app.try_store(settings)
     except DatabaseRefused as error:
         return Check("database", good=False, said=error.message, fix="DATABASE_URL names another")
     except OrchestratorError as error:
         return Check("database", good=False, said=error.message, fix="look at the disk first")
-    return Check("database", good=True, said=f"{location.path} takes a commit")
+    return Check("database", good=True, said=f"{name} takes a commit")
 
 
 def _untried(path: str, mode: str) -> Check | None:

@@ -32,6 +32,8 @@ def server_or_database(url: str | None) -> Server:
     """Return the server that is named or has the database open, else the database itself."""
     if url is None and not server_named():
         settings = load()
+        if settings.postgres:
+            return Database(settings)
         path = locate(settings.database_url).path
         if holder_of(path) is None:
             return Database(settings)

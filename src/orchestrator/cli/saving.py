@@ -23,6 +23,11 @@ def backup(path: str, json: bool) -> None:
     A server may be using the database meanwhile.
     """
     out, settings = Output(json=json), load()
+    if settings.postgres:
+        raise CommandFailed(
+            "a PostgreSQL database is copied by its own program",
+            hint="pg_dump --format=custom --file=PATH DATABASE_URL",
+        )
     source, target = locate(settings.database_url).path, Path(os.path.abspath(path))  # noqa: PTH100  # takes .. away, too
     if not Path(source).exists():
         raise CommandFailed(

@@ -87,6 +87,22 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
             e.type not in DELTAS for e in self.events
         )
 
+    @property
+    def may_be_undone(self) -> bool:
+        """Return whether one of the writes may refuse the op after something has been written."""
+        return any(
+            (isinstance(write, Insert) and not write.absent_ok)
+            or (isinstance(write, Patch | Delete) and write.required)
+            for write in self.writes
+        )
+
+    @property
+    def versions(self) -> int:
+        """Return by how much the run's version grows: by each event that is not of words."""
+        if isinstance(self.events, Deltas):
+            return 0
+        return sum(event.type not in DELTAS for event in self.events)
+
 
 class Committed(msgspec.Struct, frozen=True):
     """An op that is done: the run's new `head` and `version`, and the events as sealed."""

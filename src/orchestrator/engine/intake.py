@@ -203,8 +203,12 @@ class Intake:
             user_id=_user(request),
             key=key,
         )
-        self._wake(run.run_id)  # the claim is made right behind this commit
+        in_order = self._ledger.store.in_order
+        if in_order:
+            self._wake(run.run_id)  # the claim is made right behind this commit
         outcome = await self._ledger.create(run, op)
+        if not in_order:
+            self._wake(run.run_id)
         if isinstance(outcome, Refused):
             return await self._lost_race(request, key, outcome)
         run = msgspec.structs.replace(

@@ -1,16 +1,14 @@
 """Carries out ops in one open transaction: guards, events, the run's row, the rows around it."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from itertools import pairwise
 from typing import Any, Final
 
 import apsw
 from msgspec.structs import replace
 
 from orchestrator.core.audit import chained
-from orchestrator.core.batch import Batch, Deltas, begun, seal_all
-from orchestrator.core.events import DELTAS
+from orchestrator.core.batch import Batch, begun, seal_all
 from orchestrator.core.ops import (
     Committed,
     Delete,
@@ -24,13 +22,11 @@ from orchestrator.core.ops import (
 )
 from orchestrator.core.records import HEAD, NEXT, PENDING, WAITING, AuditEntry, Message, Record, Run
 from orchestrator.core.states import ENDED
+from orchestrator.stores.segments import segments
 from orchestrator.stores.sqlite import sql
 from orchestrator.stores.sqlite.heads import Head, Heads
 from orchestrator.stores.sqlite.tables import TABLES
 
-SEGMENT_EVENTS: Final = 256
-SEGMENT_BYTES: Final = 1 << 16
-"""Bytes of a segment; a single larger event has a segment of its own."""
 _RUNS: Final = TABLES[Run]
 _SEGMENT: Final = "INSERT INTO segments VALUES (?, ?, ?, ?, ?)"
 _NEXT_POS: Final = (
@@ -65,7 +61,7 @@ class Applier:
 
     def apply(self, op: Op) -> Outcome:
         """Return what became of `op`; a refused one leaves no trace."""
-        if not _may_be_undone(op):
+        if not op.may_be_undone:
             try:  # guards come first, so nothing is there to undo
                 return self._whole(op)
             except Refusal as refusal:
@@ -104,7 +100,7 @@ class Applier:
         return outcome
 
     def _create(self, op: Op, run: Run) -> Committed:
-        created = replace(run, head=len(op.events), version=_versions(op), **op.changes)
+        created = replace(run, head=len(op.events), version=op.versions, **op.changes)
         self._insert(Insert(created), skip=frozenset({"key"}))
         key = self._created = self._db.last_insert_rowid()
         self.heads.created(created, key)
@@ -119,7 +115,7 @@ class Applier:
         if head is None or why is not None:
             raise Refusal(why or "missing")
         batch = seal_all(run_id, head.head + 1, op.events)
-        versions = _versions(op)
+        versions = op.versions
         after = Head(
             head.key, head.version + versions, head.epoch, head.status, head.head + len(batch)
         )
@@ -226,58 +222,6 @@ class Applier:
 
     def _one(self, text: str, values: Sequence[Any]) -> Any:
         return sql.row(self._db, text, values)
-
-
-def segments(batch: Batch) -> Iterator[tuple[Batch, bytes]]:
-    """Cut a batch into the rows it is stored in, each of consecutive numbers, with their bytes."""
-    size = 0
-    for part in _parts(batch):
-        data = part.stored()
-        size += len(data) - len(part) - 1
-        if len(data) <= SEGMENT_BYTES or len(part) == 1:
-            yield part, data
-        else:
-            yield from ((piece, piece.stored()) for piece in _smaller(part))
-    batch.measured(size)
-
-
-def _parts(batch: Batch) -> Iterator[Batch]:
-    seqs, count = batch.seqs, len(batch)
-    if isinstance(seqs, range):
-        if count <= SEGMENT_EVENTS:
-            yield batch
-            return
-        gaps = list[int]()
-    else:
-        gaps = [at for at in range(1, count) if seqs[at] != seqs[at - 1] + 1]
-    for start, end in pairwise([0, *gaps, count]):
-        for at in range(start, end, SEGMENT_EVENTS):
-            yield batch.part(at, min(at + SEGMENT_EVENTS, end))
-
-
-def _smaller(batch: Batch) -> Iterator[Batch]:
-    start = size = 0
-    for at, event in enumerate(batch):
-        size += len(event.data)
-        if at > start and size > SEGMENT_BYTES:
-            yield batch.part(start, at)
-            start, size = at, len(event.data)
-    yield batch.part(start, len(batch))
-
-
-def _may_be_undone(op: Op) -> bool:
-    """Return whether a write of the op may refuse it after something has been written."""
-    return any(
-        (isinstance(write, Insert) and not write.absent_ok)
-        or (isinstance(write, Patch | Delete) and write.required)
-        for write in op.writes
-    )
-
-
-def _versions(op: Op) -> int:
-    if isinstance(op.events, Deltas):
-        return 0
-    return sum(event.type not in DELTAS for event in op.events)
 
 
 @cache

@@ -29,10 +29,6 @@ def locate(url: str) -> Location:
     wait for the writer; other parameters are ignored.
     """
     scheme, _, rest = url.partition(":")
-    if scheme in ("postgres", "postgresql"):
-        raise DatabaseRefused(
-            "this version keeps its data in SQLite only; use DATABASE_URL=file:orchestrator.db"
-        )
     if scheme not in ("file", "sqlite") or (scheme == "sqlite" and not rest.startswith("///")):
         raise DatabaseRefused(
             f"DATABASE_URL {_shown(url)} has an unknown form; use file:PATH or sqlite:///PATH"

@@ -6,8 +6,8 @@ import apsw
 
 from orchestrator.core.events import DELTAS, open_event
 from orchestrator.ports import Trimmed
+from orchestrator.stores.segments import segments
 from orchestrator.stores.sqlite import sql
-from orchestrator.stores.sqlite.apply import segments
 from orchestrator.stores.sqlite.reader import events_of
 
 _EXPIRED: Final = (

@@ -73,6 +73,8 @@ class _Writing:
 class SQLiteStore:
     """`ports.Store` on SQLite."""
 
+    in_order = True
+
     def __init__(
         self,
         location: Location,

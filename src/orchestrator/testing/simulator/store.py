@@ -51,6 +51,8 @@ class Way(Protocol):
 class ModelStore:
     """One process's store on a disk that others may share."""
 
+    in_order = True
+
     def __init__(self, world: World, disk: Disk | None = None, way: Way | None = None) -> None:
         self._world = world
         self._disk = disk if disk is not None else Disk()

@@ -1,0 +1,161 @@
+"""The bus between servers that share a PostgreSQL database: hints by NOTIFY, on one connection.
+
+A NOTIFY within each transaction would make commits wait for one another, so hints are gathered:
+while one statement is on its way the next one fills. What is lost with a connection is lost; who
+was to be told looks at the store each second.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import asyncpg
+import msgspec
+
+from orchestrator.buses.local import LocalBus
+from orchestrator.ports import Hint, World
+from orchestrator.telemetry import get_logger
+
+log = get_logger(__name__)
+
+CHANNEL: Final = "orchestrator"
+PAYLOAD_MAX: Final = 7900
+"""Bytes of one NOTIFY; the server takes less than 8,000."""
+PENDING_MAX: Final = 10_000
+"""Runs whose hints wait to be sent; the oldest go when the database is away for long."""
+_AGAIN_S: Final = (0.1, 5.0)
+_CLOSE_S: Final = 2.0
+_CONNECT_S: Final = 5.0
+_HERE: Final = "runs"
+"""The subject that stays in its process: each server looks after its own runs."""
+_LOST: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+
+
+class _Word(msgspec.Struct, array_like=True):
+    """What is told of one run: its new head, and who is to hear it."""
+
+    run_id: str
+    head: int
+    subjects: list[str]
+
+
+class _Words(msgspec.Struct, array_like=True):
+    """One NOTIFY; `sender` tells it from our own."""
+
+    sender: str
+    words: list[_Word]
+
+
+_DECODER: Final = msgspec.json.Decoder(_Words)
+
+
+class PostgresBus(LocalBus):
+    """`ports.Bus` over LISTEN and NOTIFY; within the process hints go directly, with events."""
+
+    certain = False
+
+    def __init__(self, url: str, world: World) -> None:
+        super().__init__()
+        self._url = url
+        self._world = world
+        self._sender = world.noise(8).hex()
+        self._pending: dict[str, _Word] = {}
+        self._wake = asyncio.Event()
+        self.sent = self.heard = self.dropped = self.lost = 0
+
+    def publish(self, subject: str, hint: Hint) -> None:
+        """Tell this process now and the others soon."""
+        self.deliver(subject, hint)
+        if subject == _HERE:
+            return
+        word = self._pending.get(hint.run_id)
+        if word is None:
+            if len(self._pending) >= PENDING_MAX:
+                del self._pending[next(iter(self._pending))]
+                self.dropped += 1
+            word = self._pending[hint.run_id] = _Word(hint.run_id, hint.head, [])
+        word.head = max(word.head, hint.head)
+        if subject not in word.subjects:
+            word.subjects.append(subject)
+        self._wake.set()
+
+    def stats(self) -> dict[str, float]:
+        """Return counters for `/metrics`."""
+        return {
+            "bus_sent_total": self.sent,
+            "bus_heard_total": self.heard,
+            "bus_dropped_total": self.dropped,
+            "bus_connections_lost_total": self.lost,
+        }
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Speak and listen for as long as the context is open."""
+        async with asyncio.TaskGroup() as tasks:
+            talking = tasks.create_task(self._talk(), name="bus")
+            try:
+                yield
+            finally:
+                talking.cancel()
+
+    async def _talk(self) -> None:
+        pause = _AGAIN_S[0]
+        while True:
+            try:
+                connection = await asyncpg.connect(self._url, timeout=_CONNECT_S)
+            except _LOST as error:
+                log.info("bus_away", error=str(error)[:200])
+                await self._world.sleep(pause)
+                pause = min(pause * 2, _AGAIN_S[1])
+                continue
+            pause = _AGAIN_S[0]
+            try:
+                await self._on(connection)
+            except _LOST as error:
+                self.lost += 1
+                log.info("bus_lost", error=str(error)[:200])
+            finally:
+                connection.terminate()
+
+    async def _on(self, connection: "asyncpg.Connection[Any]") -> None:
+        """Speak and listen on one connection, until it is lost."""
+        connection.add_termination_listener(lambda _: self._wake.set())
+        await connection.add_listener(CHANNEL, self._hear)
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if connection.is_closed():
+                raise ConnectionError("the server closed the connection")
+            pending, self._pending = self._pending, {}
+            if pending:
+                await connection.execute(
+                    "SELECT pg_notify($1, t) FROM unnest($2::text[]) AS t",
+                    CHANNEL,
+                    list(self._payloads(list(pending.values()))),
+                    timeout=_CONNECT_S,
+                )
+                self.sent += len(pending)
+
+    def _payloads(self, words: list[_Word]) -> Iterator[str]:
+        """Return words as texts that fit; a word that fits nowhere is left to the look."""
+        text = msgspec.json.encode(_Words(self._sender, words)).decode()
+        if len(text.encode()) <= PAYLOAD_MAX:
+            yield text
+        elif len(words) > 1:
+            half = len(words) // 2
+            yield from self._payloads(words[:half])
+            yield from self._payloads(words[half:])
+
+    def _hear(self, *told: object) -> None:
+        """Take one NOTIFY: (connection, process id, channel, payload)."""
+        try:
+            said = _DECODER.decode(str(told[-1]))
+        except ValueError:
+            return  # somebody else uses the channel
+        if said.sender == self._sender:
+            return
+        for word in said.words:
+            self.heard += 1
+            for subject in word.subjects:
+                self.deliver(subject, Hint(word.run_id, word.head))

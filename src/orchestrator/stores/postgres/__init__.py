@@ -1,0 +1,6 @@
+"""The store on PostgreSQL."""
+
+from orchestrator.stores.postgres.location import SCHEMES, locate
+from orchestrator.stores.postgres.store import PostgresStore, open_store
+
+__all__ = ["SCHEMES", "PostgresStore", "locate", "open_store"]
