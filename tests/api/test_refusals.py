@@ -4,9 +4,11 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import httptools
 import msgspec
 import pytest
 
+from orchestrator.api.protocol import _out_of_memory
 from orchestrator.core.values import NUMBER_MAX
 
 from .conftest import Client, invocation, serving
@@ -190,3 +192,16 @@ async def test_after_too_large_a_body_the_connection_is_closed(tmp_path: Path) -
         assert (await raw(api, asking))[1]["code"] == "too_large"
         answer = await api.post("/internal/invoke", b" " * 2000)
         assert (answer.status, answer.headers["connection"]) == (413, "close")
+
+
+def test_a_parser_that_ran_out_of_memory_blames_nobody() -> None:
+    class Full:
+        def on_header(self, name: bytes, value: bytes) -> None:
+            raise MemoryError
+
+    with pytest.raises(httptools.HttpParserError) as caught:
+        httptools.HttpRequestParser(Full()).feed_data(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert _out_of_memory(caught.value)
+    with pytest.raises(httptools.HttpParserError) as caught:
+        httptools.HttpRequestParser(Full()).feed_data(b"GET / HTTQ/1.1\r\n\r\n")
+    assert not _out_of_memory(caught.value)

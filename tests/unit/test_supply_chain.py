@@ -85,7 +85,7 @@ def test_the_repositorys_own_is_up_to_date() -> None:
 
 
 def test_every_pin_of_every_lock_is_a_component_and_nothing_else() -> None:
-    assert {lock.name for lock in ROOT.glob("*.lock")} == set(LOCKS)
+    assert {lock.name for lock in ROOT.glob("requirements*.lock")} == set(LOCKS)
     expected = {pin for lock in LOCKS for pin in pinned(lock).items()}
     components = json.loads((ROOT / SBOM).read_text())["components"]
     assert sorted((c["name"], c["version"]) for c in components) == sorted(expected)

@@ -1,6 +1,7 @@
 """Uvicorn's HTTP protocol with the two limits it lacks: the headers' size and their time."""
 
 import asyncio
+import sys
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
@@ -14,6 +15,7 @@ HEADER_BYTES: Final = 64 << 10
 HEADER_S: Final = 10.0
 _TOO_LARGE: Final = (431, "headers_too_large", "the headers are over 65536 bytes")
 _TOO_SLOW: Final = (408, "headers_too_slow", "the headers were not complete within 10 s")
+_NO_MEMORY: Final = (503, "unavailable", "there is no memory for this request; try again")
 _MALFORMED: Final = (400, "malformed_request", "this is not HTTP/1.1 as RFC 9112 has it")
 
 
@@ -123,6 +125,8 @@ class HTTPProtocol(HttpToolsProtocol):
         del msg  # uvicorn's own words, which say no more
         if _within_answer(self.cycle):
             self.transport.close()
+        elif _out_of_memory(sys.exception()):
+            self._refuse(*_NO_MEMORY)
         else:
             self._refuse(*_MALFORMED)
 
@@ -134,6 +138,13 @@ class HTTPProtocol(HttpToolsProtocol):
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
         )
         self.transport.close()
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Return whether it was us who could not go on: the parser wraps what its callbacks raise."""
+    while error is not None and not isinstance(error, MemoryError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _within_answer(cycle: RequestResponseCycle | None) -> bool:
