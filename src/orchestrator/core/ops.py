@@ -6,7 +6,7 @@ not hold refuses this op alone and leaves the others of the same transaction sta
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -54,6 +54,17 @@ class Delete(msgspec.Struct, frozen=True):
 Write: TypeAlias = Insert | Put | Patch | Delete
 
 
+class Standing(Protocol):
+    """What guards ask of a run."""
+
+    @property
+    def version(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def status(self) -> str: ...
+
+
 class Guard(msgspec.Struct, frozen=True):
     """What must still hold of the run: None asks nothing, an empty `states` neither.
 
@@ -63,6 +74,16 @@ class Guard(msgspec.Struct, frozen=True):
     version: int | None = None
     epoch: int | None = None
     states: frozenset[RunState] = frozenset()
+
+    def objection(self, head: Standing) -> str | None:
+        """Return which of its conditions does not hold of a run, None when all do."""
+        if self.epoch is not None and head.epoch != self.epoch:
+            return "epoch"
+        if self.version is not None and head.version != self.version:
+            return "version"
+        if self.states and head.status not in self.states:
+            return "state"
+        return None
 
 
 ANYTIME: Final = Guard()

@@ -124,7 +124,7 @@ class Applier:
 
     def _run_part(self, op: Op, run_id: str) -> Committed:
         head = self.heads.get(run_id)
-        why = "missing" if head is None else head.objection(op.guard)
+        why = "missing" if head is None else op.guard.objection(head)
         if head is None or why is not None:
             raise Refusal(why or "missing")
         batch = seal_all(run_id, head.head + 1, op.events)

@@ -28,7 +28,7 @@ def words_of(ops: Sequence[Op], heads: Mapping[str, Head]) -> Words | None:
         if run_id is None or op.changes_state:
             return None
         was, head = words.runs.get(run_id) or (heads.get(run_id),) * 2
-        if was is None or head is None or head.objection(op.guard) is not None:
+        if was is None or head is None or op.guard.objection(head) is not None:
             return None
         batch = seal_all(run_id, head.head + 1, op.events)
         words.rows += rows_of(run_id, head, batch, op.events)

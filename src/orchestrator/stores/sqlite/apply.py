@@ -80,7 +80,7 @@ class Applier:
     def append(self, op: Op) -> Outcome:
         """Return what became of an op that only adds words: one guard, one insert."""
         head = self.heads.of(op.run_id or "")
-        why = "missing" if head is None else head.objection(op.guard)
+        why = "missing" if head is None else op.guard.objection(head)
         if head is None or why is not None:
             return Refused(why or "missing")
         if head.status in ENDED:
@@ -111,7 +111,7 @@ class Applier:
     def _run_part(self, op: Op) -> Committed:
         run_id = op.run_id or ""
         head = self.heads.of(run_id)
-        why = "missing" if head is None else head.objection(op.guard)
+        why = "missing" if head is None else op.guard.objection(head)
         if head is None or why is not None:
             raise Refusal(why or "missing")
         batch = seal_all(run_id, head.head + 1, op.events)

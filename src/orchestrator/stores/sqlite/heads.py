@@ -7,7 +7,6 @@ learns its `head` only with the next change of state; a delta costs one insert a
 import apsw
 import msgspec
 
-from orchestrator.core.ops import Guard
 from orchestrator.core.records import Run
 from orchestrator.core.states import ENDED
 from orchestrator.stores.sqlite import sql
@@ -24,16 +23,6 @@ class Head(msgspec.Struct):
     epoch: int
     status: str
     head: int
-
-    def objection(self, guard: Guard) -> str | None:
-        """Return what of `guard` does not hold."""
-        if guard.epoch is not None and self.epoch != guard.epoch:
-            return "epoch"
-        if guard.version is not None and self.version != guard.version:
-            return "version"
-        if guard.states and self.status not in guard.states:
-            return "state"
-        return None
 
 
 class Heads:

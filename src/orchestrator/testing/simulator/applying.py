@@ -85,12 +85,10 @@ class Applier:
         return Committed(head=head, version=version, key=run.key, events=batch)
 
     def _judge(self, run: Run, guard: Guard) -> None:
-        if self._guarded and guard.epoch is not None and guard.epoch != run.epoch:
-            raise Refusal("epoch")
-        if guard.version is not None and guard.version != run.version:
-            raise Refusal("version")
-        if guard.states and run.status not in guard.states:
-            raise Refusal("state")
+        asked = guard if self._guarded else replace(guard, epoch=None)
+        why = asked.objection(run)
+        if why is not None:
+            raise Refusal(why)
 
     def _write(self, write: Write) -> None:
         match write:
