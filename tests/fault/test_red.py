@@ -11,11 +11,11 @@ from orchestrator.buses.local import LocalBus
 from orchestrator.core.batch import EMPTY, Batch
 from orchestrator.core.decide import Begin, Complete
 from orchestrator.core.events import TERMINAL
+from orchestrator.core.ops import Guard
 from orchestrator.engine import tail
 from orchestrator.engine.ledger import Ledger
 from orchestrator.ports import Hint
 from orchestrator.stores.sqlite import open_store
-from orchestrator.stores.sqlite.heads import Head
 from orchestrator.testing.history import sealed, violations
 
 from ..rigs import Tally
@@ -42,7 +42,7 @@ async def test_races_are_clean_with_the_guard_and_red_without(
     for seed in range(rounds_of(100)):
         assert await raced(ground, seed) == []
         tally.round()
-    monkeypatch.setattr(Head, "objection", lambda _head, _guard: None)
+    monkeypatch.setattr(Guard, "objection", lambda _guard, _head: None)
     found = [problem for seed in range(3) for problem in await raced(ground, 1000 + seed)]
     tally.fire("caught without the guard", sum("cannot follow" in problem for problem in found))
 
