@@ -14,6 +14,8 @@ import uvicorn
 
 from orchestrator.api import APISettings, create_app
 from orchestrator.api.protocol import HTTPProtocol
+from orchestrator.api.routes import ROUTES
+from orchestrator.api.table import Route
 
 from ..engine.rig import Rig, running, say
 
@@ -99,12 +101,16 @@ def invocation(text: Any = "hello", **fields: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def serving(
-    path: Path, script: Any = say, engine: dict[str, Any] | None = None, **settings: Any
+    path: Path,
+    script: Any = say,
+    engine: dict[str, Any] | None = None,
+    routes: tuple[Route, ...] = ROUTES,
+    **settings: Any,
 ) -> AsyncIterator[Client]:
     """Serve the API of an engine on the database at `path`; `engine` are the engine's settings."""
     async with running(path, script, **(engine or {})) as rig:
         config = uvicorn.Config(
-            create_app(rig.engine, APISettings(**settings)),
+            create_app(rig.engine, APISettings(**settings), routes),
             host="127.0.0.1", port=0, http=HTTPProtocol, lifespan="off", ws="none",
             log_config=None, timeout_graceful_shutdown=1,
         )  # fmt: skip

@@ -4,16 +4,13 @@ import asyncio
 import dataclasses
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import uvicorn
 from msgspec.structs import replace
 
-from orchestrator.api import APISettings, create_app
-from orchestrator.api.protocol import HTTPProtocol
 from orchestrator.api.routes import ROUTES
 from orchestrator.api.shapes import CreateKeyBody
 from orchestrator.api.streams import COMMENT
@@ -31,8 +28,9 @@ from orchestrator.ports import AgentCall
 from orchestrator.testing.plain_box import PlainBox
 from orchestrator.world import RealWorld
 
-from ..engine.rig import running, until
+from ..engine.rig import until
 from .conftest import Answer, Client
+from .conftest import serving as api_serving
 
 TENANTS: Final = {TENANT: "quartz", "other": "basalt"}
 """Two tenants, and the word that stands in every name and text of theirs."""
@@ -342,20 +340,7 @@ HOLDERS: Final = [ADMIN_KEY, *(holder for tenant in TENANTS for holder in holder
 async def serving(folder: Path, routes: tuple[Route, ...] = ROUTES) -> AsyncIterator[Matrix]:
     """Serve routes to both tenants, with an ADMIN_KEY."""
     admin_key = RealWorld().noise(24).hex()
-    access = AccessSettings(admin_key=Secret(admin_key))
-    async with running(folder / "o.db", answer_or_stay, access=access) as rig:
-        app = create_app(rig.engine, APISettings(keep_alive_s=0.02), routes)
-        config = uvicorn.Config(
-            app, host="127.0.0.1", port=0, http=HTTPProtocol, lifespan="off", ws="none",
-            log_config=None, timeout_graceful_shutdown=1,
-        )  # fmt: skip
-        server = uvicorn.Server(config)
-        server.capture_signals = nullcontext  # type: ignore[method-assign,assignment]
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(server.serve())
-            await until(lambda: server.started)
-            port = server.servers[0].sockets[0].getsockname()[1]
-            try:
-                yield Matrix(Client(f"http://127.0.0.1:{port}", rig), admin_key)
-            finally:
-                server.should_exit = True
+    settings = {"access": AccessSettings(admin_key=Secret(admin_key))}
+    database = folder / "o.db"
+    async with api_serving(database, answer_or_stay, settings, routes, keep_alive_s=0.02) as client:
+        yield Matrix(client, admin_key)

@@ -42,23 +42,7 @@ def copy(world: FakeWorld, disk: Disk) -> Copy:
     return copied
 
 
-class TestTheLog(contract.TheLog):
-    pass
-
-
-class TestTheGuards(contract.TheGuards):
-    pass
-
-
-class TestTheRecords(contract.TheRecords):
-    pass
-
-
-class TestTheOwners(contract.TheOwners):
-    pass
-
-
-class TestTheKeeping(contract.TheKeeping):
+class TestStore(contract.StoreContract):
     pass
 
 

@@ -31,7 +31,7 @@ from orchestrator.stores.postgres import (
     segments,
 )
 from orchestrator.stores.postgres.clock import NOW, DatabaseClock, WorldClock
-from orchestrator.stores.postgres.query import Bound, condition, ordering
+from orchestrator.stores.postgres.query import Bound, condition
 from orchestrator.stores.postgres.tables import TABLES
 from orchestrator.testing import records as r
 from orchestrator.testing import store_contract as contract
@@ -94,23 +94,7 @@ def copy(server: str, url: str, world: FakeWorld, tmp_path: Path) -> Copy:
     return opened
 
 
-class TestTheLog(contract.TheLog):
-    pass
-
-
-class TestTheGuards(contract.TheGuards):
-    pass
-
-
-class TestTheRecords(contract.TheRecords):
-    pass
-
-
-class TestTheOwners(contract.TheOwners):
-    pass
-
-
-class TestTheKeeping(contract.TheKeeping):
+class TestStore(contract.StoreContract):
     pass
 
 
@@ -199,7 +183,7 @@ async def test_lists_use_an_index_and_need_no_sorting(
 ) -> None:
     kind, where, order = FINDS[name]
     bound = Bound()
-    text = f"{condition(TABLES[kind], where, bound)}{ordering(TABLES[kind], order)}"
+    text = f"{condition(TABLES[kind], where, bound)}{TABLES[kind].ordering(order)}"
     values = [f"'{one}'" if isinstance(one, str) else str(one) for one in bound.values]
     filled = re.sub(r"\$(\d)", lambda mark: values[int(mark.group(1)) - 1], text)
     found = await plan(url, f"SELECT * FROM {kind.TABLE}{filled} LIMIT 9")  # noqa: S608  # ours

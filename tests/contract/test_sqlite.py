@@ -14,7 +14,7 @@ from orchestrator.core.errors import DatabaseRefused
 from orchestrator.core.records import RECORDS, Agent, Invocation, Message, Run, Timer
 from orchestrator.core.states import OPEN, RunState
 from orchestrator.stores.sqlite import claims, locate, open_store, reader, schema
-from orchestrator.stores.sqlite.query import condition, ordering
+from orchestrator.stores.sqlite.query import condition
 from orchestrator.stores.sqlite.store import SQLiteStore
 from orchestrator.stores.sqlite.tables import TABLES
 from orchestrator.testing import records as r
@@ -97,7 +97,7 @@ FINDS: dict[str, tuple[type[Any], list[Any], str]] = {
 def test_lists_use_an_index_and_need_no_sorting(db: sqlite3.Connection, name: str) -> None:
     kind, where, order = FINDS[name]
     text, bound = condition(TABLES[kind], where)
-    ordered = ordering(TABLES[kind], order)
+    ordered = TABLES[kind].ordering(order)
     found = plan(db, f"SELECT * FROM {kind.TABLE}{text}{ordered} LIMIT 9", bound)  # noqa: S608  # ours
     assert "SCAN" not in found
     assert "TEMP B-TREE" not in found

@@ -46,21 +46,5 @@ def copy(tmp_path: Path, world: FakeWorld) -> Copy:
     return opened
 
 
-class TestTheLog(contract.TheLog):
-    pass
-
-
-class TestTheGuards(contract.TheGuards):
-    pass
-
-
-class TestTheRecords(contract.TheRecords):
-    pass
-
-
-class TestTheOwners(contract.TheOwners):
-    pass
-
-
-class TestTheKeeping(contract.TheKeeping):
+class TestStore(contract.StoreContract):
     pass

@@ -68,18 +68,17 @@ def _refused(caller: Caller, route: Route) -> Unauthorized | Forbidden:
 
 def _counted(engine: Engine, caller: Caller, route: Route) -> Admitted:
     headers: dict[str, str] = {}
-    refusal, waits = None, -1
+    refusal = None
     for name, limit, verdict in engine.access.take(caller, route.name) if caller.limits else ():
         for field, value in ratelimit.headers(name, limit, verdict).items():
             headers[field] = f"{headers[field]}, {value}" if field in headers else value
-        if not verdict.allowed and verdict.retry_after_s > waits:
-            waits = verdict.retry_after_s
+        if not verdict.allowed:  # the last one told, if any
             of = "all routes" if name == "*" else name
             text = (
                 f"{caller.name} has used up its {limit} for {of}; wait, or ask for a higher limit"
             )
             refusal = RateLimited(text, retry_after=verdict.retry_after_s)
-    headers.pop("Retry-After", None)  # the refusal's answer says it, the longest one
+    headers.pop("Retry-After", None)  # the refusal's answer says it
     return Admitted(caller, headers, refusal)
 
 

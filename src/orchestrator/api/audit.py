@@ -8,7 +8,7 @@ from orchestrator.api.calls import Call
 from orchestrator.api.problems import json_response
 from orchestrator.api.shapes import AuditAnswer, AuditEntryAnswer, VerifiedAnswer
 from orchestrator.core import jsontext, values
-from orchestrator.core.errors import Conflict, Forbidden
+from orchestrator.core.errors import Conflict
 from orchestrator.core.records import AuditEntry
 from orchestrator.engine import Verified
 
@@ -40,12 +40,7 @@ async def verify(call: Call) -> ASGIApp:
 
 
 def _tenant(call: Call) -> str:
-    wanted = call.query("tenant")
-    if wanted is None or wanted == call.tenant:
-        return call.tenant
-    if not call.caller.root:
-        raise Forbidden("only ADMIN_KEY, or a command beside the database, names a tenant")
-    return values.name(wanted, "tenant")
+    return call.caller.tenant_named(call.query("tenant"))
 
 
 def entry_answer(entry: AuditEntry) -> AuditEntryAnswer:

@@ -1,7 +1,14 @@
 """What stands in front: a path prefix, proxies whose word is taken, pages of other origins."""
 
 from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 from typing import Final
 
 from starlette.middleware.cors import CORSMiddleware
@@ -48,17 +55,16 @@ class Proxied:
         caller = str(scope["client"][0])
         for text in reversed(chain[-_FORWARDED_MAX:]):
             address = _bare(text)
-            if not self._trusts(caller) or not _is_address(address):
+            if not self._trusts(caller) or _address(address) is None:
                 break
             caller = address
         return caller
 
-    def _trusts(self, address: str) -> bool:
-        if not _is_address(address):
-            return False
-        found = ip_address(address)
-        found = getattr(found, "ipv4_mapped", None) or found
-        return any(found in network for network in self._trusted)
+    def _trusts(self, text: str) -> bool:
+        found = _address(text)
+        if isinstance(found, IPv6Address):
+            found = found.ipv4_mapped or found
+        return found is not None and any(found in network for network in self._trusted)
 
 
 def cross_origin(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
@@ -80,9 +86,8 @@ def _bare(text: str) -> str:
     return text.partition(":")[0] if text.count(":") == 1 else text
 
 
-def _is_address(text: str) -> bool:
+def _address(text: str) -> IPv4Address | IPv6Address | None:
     try:
-        ip_address(text)
+        return ip_address(text)
     except ValueError:
-        return False
-    return True
+        return None

@@ -5,7 +5,8 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-from orchestrator.core.errors import InvalidRequest
+from orchestrator.core import values
+from orchestrator.core.errors import Forbidden, InvalidRequest
 
 TENANT: Final = "default"
 """The tenant of every caller while there are no keys, and of keys that name none."""
@@ -96,6 +97,14 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     def may(self, permission: str) -> bool:
         """Return whether the caller has a permission of the table."""
         return permission == OPEN or permission in self.permissions
+
+    def tenant_named(self, wanted: str | None) -> str:
+        """Return the tenant that is meant; raises Forbidden for another than the caller's own."""
+        if wanted is None or wanted == self.tenant:
+            return self.tenant
+        if not self.root:
+            raise Forbidden("only ADMIN_KEY, or a command beside the database, names a tenant")
+        return values.name(wanted, "tenant")
 
     def operates(self, home: str) -> bool:
         """Return whether a URL that the caller registers may be a private address.

@@ -75,6 +75,7 @@ class Access:
         self._watched: _Streams = set()
         self._of_runs: dict[str, _Streams] = {}
         self._limiter = Limiter()
+        self._admin_maker = _admin_maker(settings)
         self.has_keys = settings.admin_key is not None or identity is not None
         """Whether anybody has ever been given a way to say who he is."""
 
@@ -99,7 +100,7 @@ class Access:
         if self._is_admin(shown):
             return Caller(
                 kind="key", tenant=TENANT, name="admin_key", permissions=ROLES["admin"], root=True,
-                maker=self._admin_maker(),
+                maker=self._admin_maker,
             )  # fmt: skip
         if shown.startswith(credentials.KEY_PREFIX):
             return await self._by_key(shown)
@@ -110,10 +111,6 @@ class Access:
     def _is_admin(self, shown: str) -> bool:
         wanted = self._settings.admin_key
         return wanted is not None and hmac.compare_digest(wanted.reveal().encode(), shown.encode())
-
-    def _admin_maker(self) -> str | None:
-        wanted = self._settings.admin_key
-        return f"admin:{credentials.digest(wanted.reveal()).hex()[:16]}" if wanted else None
 
     async def _by_key(self, shown: str) -> Caller:
         parsed = credentials.parse_key(shown)
@@ -196,7 +193,7 @@ class Access:
         """Return whether what was made without a key still holds."""
         if maker is None:
             return True
-        return self.keyless if maker == access.LOCAL else maker == self._admin_maker()
+        return self.keyless if maker == access.LOCAL else maker == self._admin_maker
 
     async def _by_run(self, claims: RunClaims) -> Caller:
         run = await self._store.get(Run, claims.run_id, deciding=True)
@@ -355,3 +352,9 @@ class Access:
         except Unavailable:
             self._used = used | self._used
             raise
+
+
+def _admin_maker(settings: AccessSettings) -> str | None:
+    """Return what the tokens that this ADMIN_KEY makes depend on; another one has another."""
+    wanted = settings.admin_key
+    return f"admin:{credentials.digest(wanted.reveal()).hex()[:16]}" if wanted else None

@@ -76,10 +76,11 @@ class Engine:
         store, world = outside.store, outside.world
         self._ledger = Ledger(store, outside.bus, world)
         self.audit = Audit(store, world)
-        self.keys = Keys(store, world, self.audit)
-        self.keys.others_know_admins = (
-            settings.access.admin_key is not None or outside.identity is not None
-        )
+        self.keys = Keys(
+            store, world, self.audit,
+            others_know_admins=settings.access.admin_key is not None
+            or outside.identity is not None,
+        )  # fmt: skip
         self.tokens = Tokens(world, outside.signer, self.audit)
         self.access = Access(
             store, world, self.keys, self.tokens, self.audit, settings.access, outside.identity

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from orchestrator.core import access, credentials, values
 from orchestrator.core.access import Caller
-from orchestrator.core.errors import Conflict, Forbidden, InvalidRequest, KeyNotFound
+from orchestrator.core.errors import Conflict, InvalidRequest, KeyNotFound
 from orchestrator.core.ops import Insert, Outcome, Patch, Refused, Write
 from orchestrator.core.ratelimit import N_MAX, Limit
 from orchestrator.core.records import Key
@@ -46,23 +46,25 @@ class Made(msgspec.Struct, frozen=True):
 
 
 class Keys:
-    """The keys in the store; `changed` counts what this process did to them."""
+    """The keys in the store; `changed` counts what this process did to them.
 
-    def __init__(self, store: Store, world: World, audit: Audit) -> None:
+    With `others_know_admins`, ADMIN_KEY or an identity provider lets admins in, and no key must.
+    """
+
+    def __init__(
+        self, store: Store, world: World, audit: Audit, *, others_know_admins: bool = False
+    ) -> None:
         self._store = store
         self._world = world
         self._audit = audit
-        self.others_know_admins = False
-        """Whether ADMIN_KEY or an identity provider lets admins in, so that no key must."""
+        self._others_know_admins = others_know_admins
         self.changed = 0
 
     async def create(self, wanted: NewKey, by: Caller) -> Made:
         """Make a key; raises InvalidRequest, and Forbidden for a tenant that is not `by`'s."""
-        tenant = wanted.tenant or by.tenant
-        if tenant != by.tenant and not by.root:
-            raise Forbidden("only ADMIN_KEY, or a command beside the database, names a tenant")
-        _check(wanted, tenant)
-        if by.kind == "local" and wanted.role != "admin" and not self.others_know_admins:
+        tenant = by.tenant_named(wanted.tenant)
+        _check(wanted)
+        if by.kind == "local" and wanted.role != "admin" and not self._others_know_admins:
             await self._must_have_admin()
         now = self._world.now()
         made = self._made(wanted, tenant, now, by)
@@ -161,8 +163,7 @@ def is_good(key: Key, now: int) -> bool:
     return key.revoked_at is None and (key.expires_at is None or now < key.expires_at)
 
 
-def _check(wanted: NewKey, tenant: str) -> None:
-    values.name(tenant, "tenant")
+def _check(wanted: NewKey) -> None:
     access.role(wanted.role)
     for field in ("name", "person"):
         text = getattr(wanted, field)

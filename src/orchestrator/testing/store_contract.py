@@ -408,3 +408,7 @@ class TheKeeping:
     async def test_the_store_says_how_it_is(self, store: Store) -> None:
         await store.probe()
         assert all(isinstance(value, int | float) for value in store.stats().values())
+
+
+class StoreContract(TheLog, TheGuards, TheRecords, TheOwners, TheKeeping):
+    """All of it: a driver's tests are a subclass and the fixtures `store`, `world` and `copy`."""

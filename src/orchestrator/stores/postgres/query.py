@@ -31,18 +31,9 @@ def condition(table: Table[Any], where: Sequence[Where], bound: Bound) -> str:
     return f" WHERE {' AND '.join(parts)}" if parts else ""
 
 
-def ordering(table: Table[Any], order: str) -> str:
-    """Return ` ORDER BY …` for `column` or `-column`."""
-    column = order.removeprefix("-")
-    if not column:
-        return ""
-    _known(table, column)
-    return f" ORDER BY {column}{' DESC' if order.startswith('-') else ''}"
-
-
 def _part(table: Table[Any], where: Where, bound: Bound) -> str:
     column, operator, value = where
-    _known(table, column)
+    table.must_have(column)
     if operator == "in":
         return _among(table, column, value, bound)
     if value is None:
@@ -63,11 +54,6 @@ def _among(table: Table[Any], column: str, values: Sequence[Any], bound: Bound) 
         return f"{column} IN ({literal})" if literal else "FALSE"
     kind = "bigint" if column in table.numbers else "text"
     return f"{column} = ANY({bound.mark([table.value(column, one) for one in values])}::{kind}[])"
-
-
-def _known(table: Table[Any], column: str) -> None:
-    if column not in table.columns:
-        raise KeyError(f"{table.name} has no column {column!r}")
 
 
 def _quoted(text: str) -> str:

@@ -13,7 +13,7 @@ from orchestrator.ports import Where
 from orchestrator.stores.postgres.buckets import name_of
 from orchestrator.stores.postgres.clock import NOW
 from orchestrator.stores.postgres.pool import Connection, Pool
-from orchestrator.stores.postgres.query import Bound, condition, ordering
+from orchestrator.stores.postgres.query import Bound, condition
 from orchestrator.stores.postgres.segments import bucket_of
 from orchestrator.stores.postgres.tables import TABLES, plain
 
@@ -65,7 +65,7 @@ class Reader:
         """Return records that meet every condition."""
         table, bound = TABLES[kind], Bound()
         text = f"SELECT {table.select} FROM {table.name}{condition(table, where, bound)}"
-        text += f"{ordering(table, order)} LIMIT {bound.mark(limit)}"
+        text += f"{table.ordering(order)} LIMIT {bound.mark(limit)}"
         async with self._pool.connection() as db:
             found = await db.fetch(text, *bound.values)
         return [table.record(row) for row in found]

@@ -19,18 +19,9 @@ def condition(table: Table[Any], where: Sequence[Where]) -> tuple[str, tuple[Any
     return (f" WHERE {' AND '.join(parts)}" if parts else ""), tuple(bound)
 
 
-def ordering(table: Table[Any], order: str) -> str:
-    """Return ` ORDER BY …` for `column` or `-column`."""
-    column = order.removeprefix("-")
-    if not column:
-        return ""
-    _known(table, column)
-    return f" ORDER BY {column}{' DESC' if order.startswith('-') else ''}"
-
-
 def _part(table: Table[Any], where: Where) -> tuple[str, list[Any]]:
     column, operator, value = where
-    _known(table, column)
+    table.must_have(column)
     if operator == "in":
         literal = ", ".join(_quoted(str(item)) for item in value)
         # Literals, not parameters: only then can the partial indexes on a state be used.
@@ -44,11 +35,6 @@ def _part(table: Table[Any], where: Where) -> tuple[str, list[Any]]:
     if operator not in _COMPARE:
         raise ValueError(f"unknown comparison {operator!r}")
     return f"{column} {operator} ?", [table.value(column, value)]
-
-
-def _known(table: Table[Any], column: str) -> None:
-    if column not in table.columns:
-        raise KeyError(f"{table.name} has no column {column!r}")
 
 
 def _quoted(text: str) -> str:

@@ -12,7 +12,7 @@ from orchestrator.core.batch import EMPTY, Batch, joined, unpack
 from orchestrator.core.records import R
 from orchestrator.ports import Where
 from orchestrator.stores.sqlite import sql
-from orchestrator.stores.sqlite.query import condition, ordering
+from orchestrator.stores.sqlite.query import condition
 from orchestrator.stores.sqlite.tables import TABLES
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class Reader:
         """Return records that meet every condition."""
         table = TABLES[kind]
         text, bound = condition(table, where)
-        ordered = f"{text}{ordering(table, order)} LIMIT ?"
+        ordered = f"{text}{table.ordering(order)} LIMIT ?"
         found = sql.rows(
             self._inline, f"SELECT {table.select} FROM {table.name}{ordered}", (*bound, limit)
         )

@@ -1,14 +1,12 @@
 """How records become rows and back: one table per record type, one column per field."""
 
-from collections.abc import Callable, Sequence
-from enum import EnumType
-from typing import Any, Final, Generic, cast
+from typing import Any, Final
 
 import msgspec
 
 from orchestrator.core.records import RECORDS, R, Record, Run
+from orchestrator.stores.tables import Columns
 
-_PLAIN: Final = (str, int, float, bytes, type(None))
 HEAD: Final = (
     "CASE WHEN ended_at IS NOT NULL THEN head ELSE coalesce((SELECT (s.key & 4294967295) + s.n - 1 "
     "FROM segments AS s WHERE s.key >= runs.key << 32 AND s.key < (runs.key + 1) << 32 "
@@ -17,24 +15,17 @@ HEAD: Final = (
 """A run's head in SQL: the row of an open run learns it with the next change of state only."""
 
 
-class Table(Generic[R]):
-    """The SQL pieces of one record type. Lists, objects and message contents are JSON text."""
+class Table(Columns[R]):
+    """The SQL pieces of one record type."""
 
     def __init__(self, kind: type[R]) -> None:
-        self.kind = kind
-        self.name = kind.TABLE
-        self.columns: tuple[str, ...] = kind.__struct_fields__
-        self.key = kind.KEY
-        fields = msgspec.structs.fields(kind)
-        self.json = frozenset(f.encode_name for f in fields if not _is_plain(f.type))
-        enums = {f.encode_name for f in fields if isinstance(f.type, EnumType)}
-        self._converted = self.json | enums
+        super().__init__(kind)
+        self._converted = self.json | self.enums
         self.select = ", ".join(
             f"{HEAD} AS head" if kind is Run and column == "head" else column
             for column in self.columns
         )
         self.by_key = " AND ".join(f"{column} = ?" for column in self.key)
-        self._readers = [(f.encode_name, _reader(f.type)) for f in fields if _is_read(f.type)]
 
     def row(self, record: R, skip: frozenset[str] = frozenset()) -> dict[str, Any]:
         """Return a record's columns and their values for binding."""
@@ -46,43 +37,9 @@ class Table(Generic[R]):
             row[column] = self.value(column, row[column])
         return row
 
-    def value(self, column: str, value: Any) -> Any:
-        """Return one value for binding; raises KeyError for a column that does not exist."""
-        if column not in self.columns:
-            raise KeyError(f"{self.name} has no column {column!r}")
-        if column in self.json:
-            return None if value is None else msgspec.json.encode(value).decode()
-        return str(value) if isinstance(value, str) else value
-
-    def record(self, row: Sequence[Any]) -> R:
-        """Return the record of a row selected with `select`."""
-        values = dict(zip(self.columns, row, strict=True))
-        for column, read in self._readers:
-            if values[column] is not None:
-                values[column] = read(values[column])
-        return self.kind(**values)
-
     def key_of(self, record: R) -> tuple[Any, ...]:
         """Return the values of a record's key."""
         return tuple(getattr(record, column) for column in self.key)
-
-
-def _is_read(annotation: Any) -> bool:
-    return annotation is bool or isinstance(annotation, EnumType) or not _is_plain(annotation)
-
-
-def _reader(annotation: Any) -> Callable[[Any], Any]:
-    """Return what makes a field's value of what SQLite keeps of it."""
-    if annotation is bool or isinstance(annotation, EnumType):
-        return cast("Callable[[Any], Any]", annotation)
-    return msgspec.json.Decoder(annotation).decode
-
-
-def _is_plain(annotation: Any) -> bool:
-    kinds = getattr(annotation, "__args__", (annotation,))
-    if getattr(annotation, "__origin__", None) is not None:
-        return False
-    return all(isinstance(kind, type) and issubclass(kind, _PLAIN) for kind in kinds)
 
 
 TABLES: Final[dict[type[Record], Table[Any]]] = {kind: Table(kind) for kind in RECORDS}
