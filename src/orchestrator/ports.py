@@ -181,6 +181,10 @@ class Bus(Protocol):
         """Return what somebody in this process listens to."""
         ...
 
+    def stats(self) -> dict[str, float]:
+        """Return the bus's own counters for `/metrics`."""
+        ...
+
     def subscribe(
         self, subject: str, hear: "Hear | None" = None
     ) -> AbstractContextManager[Mailbox]:

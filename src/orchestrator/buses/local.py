@@ -80,6 +80,10 @@ class LocalBus:
         """Return what has a mailbox."""
         return list(self._mailboxes)
 
+    def stats(self) -> dict[str, float]:
+        """Return nothing: within a process there is nothing to count."""
+        return {}
+
     def subscribe(self, subject: str, hear: Hear | None = None) -> LocalMailbox:
         """Return a mailbox for `subject`, which is open while it is entered."""
         return LocalMailbox(self, subject, hear)

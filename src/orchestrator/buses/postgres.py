@@ -83,10 +83,10 @@ class PostgresBus(LocalBus):
     def stats(self) -> dict[str, float]:
         """Return counters for `/metrics`."""
         return {
-            "bus_sent_total": self.sent,
-            "bus_heard_total": self.heard,
-            "bus_dropped_total": self.dropped,
-            "bus_connections_lost_total": self.lost,
+            "sent_total": self.sent,
+            "heard_total": self.heard,
+            "dropped_total": self.dropped,
+            "connections_lost_total": self.lost,
         }
 
     @asynccontextmanager

@@ -180,4 +180,5 @@ class Engine:
             "runs_in_flight": float(self._dispatcher.in_flight),
         }
         stats |= {f"store_{name}": value for name, value in self._outside.store.stats().items()}
+        stats |= {f"bus_{name}": value for name, value in self._outside.bus.stats().items()}
         return stats | (self._pusher.stats() if self._pusher is not None else {})
