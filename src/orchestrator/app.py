@@ -31,7 +31,10 @@ from orchestrator.guards.egress import EgressGuard
 from orchestrator.guards.secretbox import open_box
 from orchestrator.ports import AgentClient, AgentProbe, Bus, Identity, Store
 from orchestrator.settings import Settings
+from orchestrator.stores import sqlite
+from orchestrator.stores.copying import Copied, Told, copied
 from orchestrator.stores.sqlite import announce, locate, open_store
+from orchestrator.stores.steps import Plan
 from orchestrator.telemetry import exporting, get_logger
 from orchestrator.world import RealWorld
 
@@ -60,6 +63,7 @@ async def _kept(settings: Settings, world: RealWorld) -> AsyncIterator[tuple[Sto
         world=world,
         watermark=settings.min_free_disk,
         durability=settings.durability,
+        migrate=settings.migrate == "start",
     )
     try:
         yield store, LocalBus()
@@ -73,7 +77,8 @@ async def _postgres(settings: Settings, world: RealWorld) -> AsyncIterator[tuple
     from orchestrator.buses.postgres import PostgresBus  # noqa: PLC0415  # as said above
     from orchestrator.stores import postgres  # noqa: PLC0415  # as said above
 
-    store = await postgres.open_store(settings.database_url, world=world)
+    migrate = settings.migrate == "start"
+    store = await postgres.open_store(settings.database_url, world=world, migrate=migrate)
     try:
         bus = PostgresBus(settings.database_url, world)
         async with bus.running():
@@ -146,6 +151,38 @@ async def backup(settings: Settings, path: str) -> None:
         await store.backup(path)
     finally:
         await store.close()
+
+
+async def copy(settings: Settings, target: str, told: Told) -> list[Copied]:
+    """Copy the database file to an empty PostgreSQL database, whole or not at all.
+
+    Raises DatabaseRefused before anything has begun; StoreFailure, StorageFull and Unavailable
+    where nothing is left of what was begun.
+    """
+    from orchestrator.stores.postgres import loading  # noqa: PLC0415  # as said above
+    from orchestrator.stores.sqlite import rows  # noqa: PLC0415  # no start needs it
+
+    with rows.opened(settings.database_url, RealWorld().boot()) as source:
+        async with loading.opened(target) as empty:
+            return await copied(source, empty, told)
+
+
+async def plan_upgrade(settings: Settings) -> Plan:
+    """Return what an upgrade of the database's schema would do; changes nothing."""
+    if not settings.postgres:
+        return sqlite.plan(settings.database_url)
+    from orchestrator.stores import postgres  # noqa: PLC0415  # as said above
+
+    return await postgres.plan(settings.database_url)
+
+
+async def upgrade(settings: Settings) -> Plan:
+    """Bring the database's schema up to date, whatever MIGRATE says, and return what was done."""
+    if not settings.postgres:
+        return sqlite.up(settings.database_url)
+    from orchestrator.stores import postgres  # noqa: PLC0415  # as said above
+
+    return await postgres.prepare(postgres.locate(settings.database_url))
 
 
 async def ask(settings: Settings, method: str, path: str, body: bytes) -> tuple[int, bytes]:

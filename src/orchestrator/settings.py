@@ -33,6 +33,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     http_host: str | None
     database_url: str
     durability: str
+    migrate: str
     ingress_url: str | None
     agent_timeout_ms: int
     agent_first_byte_timeout_ms: int | None
@@ -107,10 +108,6 @@ class Variable(msgspec.Struct, frozen=True):
     def flag(self) -> str:
         """Return the command-line flag of the same name."""
         return "--" + self.name.lower().replace("_", "-")
-
-
-def _text(text: str) -> str:
-    return text
 
 
 def _number(text: str) -> int:
@@ -244,7 +241,7 @@ def _choice(*choices: str) -> Callable[[str], str]:
     return parse
 
 
-_OPTIONAL: Final = (_text, _url, _host, _admin_key, _issuer, _keys_url)
+_OPTIONAL: Final = (str, _url, _host, _admin_key, _issuer, _keys_url)
 """Parsers of variables that may be unset; then the value is None."""
 _UP_TO: Final = f"up to {NUMBER_MAX}"
 _MS: Final = f"a number of milliseconds above 0, {_UP_TO}"
@@ -258,7 +255,7 @@ VARIABLES: Final[tuple[Variable, ...]] = (
              "where the server listens; 0 takes any free port"),
     Variable("HTTP_HOST", "http_host", _host, "an address of this machine", "",
              "unset: both loopback addresses; any other address needs a key, or `AUTH_MODE=off`"),
-    Variable("DATABASE_URL", "database_url", _text,
+    Variable("DATABASE_URL", "database_url", str,
              "file:PATH, sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE",
              "file:orchestrator.db?cache=shared&mode=rwc",
              "the database: a file, relative to the folder the command was called in, of whose "
@@ -268,6 +265,9 @@ VARIABLES: Final[tuple[Variable, ...]] = (
              "balanced",
              "`balanced`: changes of a run's state are on disk before anybody sees them, an agent's"
              " words within a second; `full`: the words too"),
+    Variable("MIGRATE", "migrate", _choice("start", "never"), "start or never", "start",
+             "`start`: a start brings the database's schema up to date, after a copy of a file; "
+             "`never`: only `./orchestrator migrate up` does; a start that needs it is refused"),
     Variable("INGRESS_URL", "ingress_url", _ingress, _HTTP + ", empty or off",
              "http://localhost:8090", "where live events are pushed; empty or `off`: no push"),
     Variable("AGENT_TIMEOUT_MS", "agent_timeout_ms", _positive, _MS, "300000",
@@ -299,7 +299,7 @@ VARIABLES: Final[tuple[Variable, ...]] = (
              f"{ADMIN_KEY_MIN} or more printable characters without spaces", "",
              "a bearer that may do everything for every tenant; it makes the first key",
              secret=True),
-    Variable("ADMIN_KEY_FILE", "admin_key_file", _text, "a path", "",
+    Variable("ADMIN_KEY_FILE", "admin_key_file", str, "a path", "",
              "where the key is when `ADMIN_KEY` is unset"),
     Variable("OIDC_ISSUER", "oidc_issuer", _issuer, _HTTP, "",
              "the identity provider whose bearer tokens are taken; unset: none are"),
@@ -307,12 +307,12 @@ VARIABLES: Final[tuple[Variable, ...]] = (
              "whom such a token must be for; needed with `OIDC_ISSUER`"),
     Variable("OIDC_JWKS_URL", "oidc_jwks_url", _keys_url, _HTTP, "",
              "where the provider's keys are; unset: what its discovery document says"),
-    Variable("OIDC_ROLE_CLAIM", "oidc_role_claim", _text, "the name of a claim",
+    Variable("OIDC_ROLE_CLAIM", "oidc_role_claim", str, "the name of a claim",
              "orchestrator_role",
              "the claim that holds a role, or a list of them; dots lead into objects"),
-    Variable("OIDC_TENANT_CLAIM", "oidc_tenant_claim", _text, "the name of a claim",
+    Variable("OIDC_TENANT_CLAIM", "oidc_tenant_claim", str, "the name of a claim",
              "orchestrator_tenant", "the claim that holds the tenant; absent means `default`"),
-    Variable("OIDC_PERSON_CLAIM", "oidc_person_claim", _text, "the name of a claim", "sub",
+    Variable("OIDC_PERSON_CLAIM", "oidc_person_claim", str, "the name of a claim", "sub",
              "the claim by which a person is called"),
     Variable("PUBLIC_URL", "public_url", _url, _HTTP, "",
              "the address by which callers reach the server: its host is taken in `Host` and "
@@ -334,7 +334,7 @@ VARIABLES: Final[tuple[Variable, ...]] = (
     Variable("SECRET_KEY", "secret_keys", _secrets, "a comma list of keys", "",
              "encrypts credentials and signs tokens; the first does, all decrypt and verify",
              secret=True),
-    Variable("SECRET_KEY_FILE", "secret_key_file", _text, "a path", "",
+    Variable("SECRET_KEY_FILE", "secret_key_file", str, "a path", "",
              "where the key is when `SECRET_KEY` is unset; unset: beside the database, `.key`"),
     Variable("LOG_LEVEL", "log_level", _choice(*LEVELS), ", ".join(LEVELS), "info",
              "which log lines are written to standard error"),

@@ -372,20 +372,3 @@ async def test_what_the_server_lacks_is_said(
     assert "createdb" in await refused(postgres.named(server, "nothing_of_that_name"))
     monkeypatch.setattr(schema, "SERVER_NEEDED", 99)
     assert "version 99 or newer" in await refused(url)
-
-
-async def test_an_upgrade_that_fails_changes_nothing(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = await open_store(url, world=RealWorld())
-    await committed(first, r.accept(r.run(1)))
-    await first.close()
-    steps = [*schema.migrations(), (99, "CREATE TABLE x (a int); CREATE TABLE x (a int);")]
-    monkeypatch.setattr(schema, "migrations", lambda: steps)
-    assert "already exists" in await refused(url)
-    steps[-1] = (99, "ALTER TABLE runs ADD COLUMN later TEXT;")
-    second = await open_store(url, world=RealWorld())
-    assert await second.count(Run) == 1
-    await second.close()
-    monkeypatch.undo()
-    assert "newer version" in await refused(url)

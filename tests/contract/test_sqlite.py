@@ -7,11 +7,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import apsw
 import pytest
 
 from orchestrator.core.errors import DatabaseRefused
-from orchestrator.core.records import RECORDS, Agent, Invocation, Message, Run, Timer
+from orchestrator.core.records import RECORDS, Message, Run, Timer
 from orchestrator.core.states import OPEN, RunState
 from orchestrator.stores.sqlite import claims, locate, open_store, reader, schema
 from orchestrator.stores.sqlite.query import condition
@@ -243,69 +242,3 @@ async def test_closing_leaves_one_whole_file(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "o.db") as connection:
         assert connection.execute("SELECT max(seq) FROM events").fetchone() == (3,)
     connection.close()
-
-
-async def test_an_upgrade_begins_with_a_backup(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = await open_store(f"file:{tmp_path}/o.db", world=FakeWorld())
-    await first.commit(r.accept(r.run(1)))
-    await first.close()
-    steps = [*schema.migrations(), (99, "ALTER TABLE runs ADD COLUMN later TEXT;")]
-    monkeypatch.setattr(schema, "migrations", lambda: steps)
-    second = await open_store(f"file:{tmp_path}/o.db", world=FakeWorld())
-    assert (await second.get(Run, r.run(1).run_id)) is not None
-    await second.close()
-    monkeypatch.undo()
-    assert "newer version" in await refused(f"file:{tmp_path}/o.db")
-    (tmp_path / "o.db").unlink()
-    (tmp_path / "o.db.before-99").rename(tmp_path / "o.db")
-    third = await open_store(f"file:{tmp_path}/o.db", world=FakeWorld())
-    assert await third.count(Run) == 1
-    await third.close()
-
-
-async def test_an_upgrade_that_fails_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = await open_store(f"file:{tmp_path}/o.db", world=FakeWorld())
-    await first.close()
-    steps = [*schema.migrations(), (99, "CREATE TABLE x (a); CREATE TABLE x (a);")]
-    monkeypatch.setattr(schema, "migrations", lambda: steps)
-    with pytest.raises((apsw.SQLError, DatabaseRefused)):
-        await open_store(f"file:{tmp_path}/o.db", world=FakeWorld())
-    monkeypatch.undo()
-    again = await open_store(f"file:{tmp_path}/o.db", world=FakeWorld())
-    await again.close()
-
-
-async def test_a_database_of_the_first_schema_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = schema.migrations()
-    monkeypatch.setattr(schema, "migrations", lambda: whole[:1])
-    location = locate(f"file:{tmp_path}/o.db")
-    schema.prepare(location)
-    db = apsw.Connection(location.path)
-    db.execute(
-        "INSERT INTO runs VALUES (1, 'run_1', 'default', 's', 'a', 'RUNNING', 3, 3, 1, NULL, 1, 3,"
-        " '[]', NULL, 0, NULL, '{}', 'msg_1', 0, NULL, NULL, NULL, NULL, 1, 2, NULL, 9)"
-    )
-    db.execute("INSERT INTO invocations VALUES ('run_1', 'user', '\"hi\"', NULL, NULL, NULL)")
-    db.execute(
-        "INSERT INTO agents VALUES ('default', 'a', 'A', 'http://a', 'native', '[]', 'unknown',"
-        " NULL, NULL, NULL, '{}', '{}', 'fail', NULL, 0, NULL, 1, 1)"
-    )
-    db.close()
-    monkeypatch.undo()
-    store = await open_store(f"file:{tmp_path}/o.db", world=FakeWorld())
-    run, agent = await store.get(Run, "run_1"), await store.get(Agent, "default", "a")
-    asked = await store.get(Invocation, "run_1")
-    await store.close()
-    assert run is not None
-    assert (run.status, run.head, run.attempting) == ("RUNNING", 3, False)
-    assert agent is not None
-    assert (agent.operator, agent.scopes) == (True, None)
-    assert asked is not None
-    assert (asked.content, asked.tracestate, asked.scopes) == ("hi", None, None)
-    assert (tmp_path / f"o.db.before-{whole[-1][0]}").exists()

@@ -11,8 +11,8 @@ from orchestrator.core.frames import Delta, Done, Frame
 from orchestrator.core.records import Run
 from orchestrator.core.states import RunState
 from orchestrator.ports import AgentCall
+from orchestrator.testing.engine_rig import ScriptedIngress
 
-from .test_push import Ingress
 from .virtual import Virtual, play
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Absence:
             raise self._error
 
 
-async def day(virtual: Virtual, ingress: Ingress) -> list[Run]:
+async def day(virtual: Virtual, ingress: ScriptedIngress) -> list[Run]:
     """Have two runs of one session, and tell the ingress."""
     async with virtual.running(talk, push=ingress) as rig:
         await insist(rig.register)
@@ -75,7 +75,7 @@ def moments() -> range:
 
     async def story(virtual: Virtual) -> int:
         absence = Absence(virtual, 0, Unavailable("never"), 0)
-        await day(virtual, Ingress())
+        await day(virtual, ScriptedIngress())
         return absence.calls
 
     return range(1, play(story) + 1)
@@ -85,7 +85,7 @@ def moments() -> range:
 def test_an_absence_at_any_moment_costs_waiting_only(error: OrchestratorError) -> None:
     async def story(virtual: Virtual, begin: int) -> None:
         Absence(virtual, begin, error, AWAY_S)
-        ingress = Ingress()
+        ingress = ScriptedIngress()
         runs = await day(virtual, ingress)
         assert [(run.status, run.final_message) for run in runs] == [(RunState.DONE, "abc")] * 2
         for run in runs:
@@ -100,7 +100,7 @@ def test_a_failure_at_any_moment_ends_the_server() -> None:
     async def story(virtual: Virtual, begin: int) -> None:
         Absence(virtual, begin, StoreFailure("the disk is gone"), float("inf"))
         with pytest.raises(BaseExceptionGroup) as caught:
-            await day(virtual, Ingress())
+            await day(virtual, ScriptedIngress())
         assert caught.value.split(StoreFailure)[1] is None
 
     for begin in moments():

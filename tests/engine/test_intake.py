@@ -1,64 +1,19 @@
-"""What the engine takes and what it refuses: keys, repeats, roles, labels, numbers."""
+"""What the engine takes and what it refuses: roles, labels, numbers, cursors."""
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.core.errors import AgentNotFound, Conflict, IdempotencyKeyReused, InvalidRequest
-from orchestrator.core.frames import Delta, Frame
+from orchestrator.core.errors import Conflict, InvalidRequest
 from orchestrator.core.values import LABELS_MAX, NUMBER_MAX
 from orchestrator.engine import Invoke
-from orchestrator.ports import AgentCall
 
-from .rig import Rig, running
-
-
-async def hang(_: AgentCall) -> AsyncIterator[Sequence[Frame]]:
-    yield [Delta("one")]
-    await asyncio.Event().wait()
+from .rig import Rig, hang, running
 
 
 async def take(rig: Rig, text: str = "hello", **fields: Any) -> Any:
     return await rig.engine.runs.invoke(Invoke(agent_id="demo", content=text, **fields))
-
-
-async def test_a_key_without_a_session_leads_to_the_first_run_and_its_session(
-    tmp_path: Path,
-) -> None:
-    async with running(tmp_path / "o.db") as rig:
-        first = await take(rig, request_id="k")
-        again = await take(rig, request_id="k")
-        assert (again.repeated, again.run.run_id) == (True, first.run.run_id)
-        assert again.run.session_id == first.run.session_id
-        elsewhere = await take(rig, request_id="k", session_id="s1")
-        assert elsewhere.run.run_id != first.run.run_id
-        with pytest.raises(IdempotencyKeyReused, match="used before"):
-            await take(rig, "other", request_id="k")
-
-
-async def test_a_hundred_copies_without_a_session_are_one_run(tmp_path: Path) -> None:
-    async with running(tmp_path / "o.db") as rig:
-        async with asyncio.TaskGroup() as tasks:
-            copies = [tasks.create_task(take(rig, request_id="k")) for _ in range(100)]
-        assert len({copy.result().run.run_id for copy in copies}) == 1
-        assert len((await rig.engine.sessions.find()).items) == 1
-
-
-@pytest.mark.parametrize("session_id", ["s1", None])
-async def test_a_repeat_finds_its_run_after_the_agent_has_gone(
-    tmp_path: Path, session_id: str | None
-) -> None:
-    async with running(tmp_path / "o.db") as rig:
-        first = await take(rig, request_id="k", session_id=session_id)
-        await rig.ended(first.run)
-        await rig.engine.agents.remove("demo")
-        again = await take(rig, request_id="k", session_id=session_id)
-        assert (again.repeated, again.run.run_id) == (True, first.run.run_id)
-        with pytest.raises(AgentNotFound):
-            await take(rig, request_id="new", session_id=session_id)
 
 
 @pytest.mark.parametrize("role", ["user", "assistant", "system", "tool"])

@@ -1,101 +1,20 @@
-"""Every run ends once, as its agent, its clocks or its caller decide."""
+"""What holds for a run whatever it is kept in; the rest is the engine's contract for any store."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from orchestrator.core.errors import (
-    AgentDraining,
-    AgentFailure,
-    AgentNotFound,
-    Draining,
-    IdempotencyKeyReused,
-    QueueFull,
-    RunNotActive,
     Unsupported,
 )
-from orchestrator.core.events import TERMINAL
-from orchestrator.core.frames import Delta, Done, Failed, Frame, Other, Paused, State
-from orchestrator.core.records import Message, Retry, Session, Timeouts, Timer
+from orchestrator.core.frames import Delta, Done
+from orchestrator.core.records import Timeouts
 from orchestrator.core.states import RunState
 from orchestrator.ports import AgentCall
+from orchestrator.testing.engine_rig import Frames
 
 from .rig import running, say, until
-
-Frames = AsyncIterator[Sequence[Frame]]
-GOOD = ["run_started", "user_input", "agent_invoke_started"]
-
-
-async def hang(_: AgentCall) -> Frames:
-    yield [Delta("one")]
-    await asyncio.Event().wait()
-
-
-async def silent(_: AgentCall) -> Frames:
-    await asyncio.Event().wait()
-    yield []
-
-
-async def test_a_good_run_in_the_contracts_order(tmp_path: Path) -> None:
-    async with running(tmp_path / "o.db") as rig:
-        run = await rig.ended(await rig.invoke("hello"))
-        log = await rig.log(run)
-        assert [event["seq"] for event in log] == list(range(1, len(log) + 1))
-        assert [event["type"] for event in log] == [
-            *GOOD,
-            "agent_stream_delta",
-            "agent_stream_delta",
-            "agent_invoke_done",
-            "run_done",
-        ]
-        assert run.final_message == "you said: hello"
-        assert log[-1]["payload"] == {
-            "final_message": "you said: hello",
-            "usage": {"tokens": 2},
-        }
-        messages = (await rig.engine.sessions.messages("s1")).messages
-        assert [(m.role, m.content) for m in messages] == [
-            ("user", "hello"),
-            ("assistant", "you said: hello"),
-        ]
-        assert await rig.store.find(Timer) == []
-
-
-async def test_every_kind_of_frame_is_in_the_log(tmp_path: Path) -> None:
-    async def script(_: AgentCall) -> Frames:
-        yield [State("thinking", {"step": 1}), Other("custom", {"x": 1})]
-        yield [Done("final", {"tokens": 1, "mine": 2})]
-
-    async with running(tmp_path / "o.db", script) as rig:
-        run = await rig.ended(await rig.invoke())
-        log = await rig.log(run)
-        assert log[3]["payload"] == {"state": "thinking", "detail": {"step": 1}}
-        assert log[4]["payload"] == {"name": "custom", "data": {"x": 1}}
-        assert log[5]["payload"] == {
-            "final_message": "final",
-            "usage": {"tokens": 1, "mine": 2},
-        }
-
-
-@pytest.mark.parametrize(
-    ("script", "timeouts", "code"),
-    [
-        (hang, Timeouts(invoke_ms=80), "agent_timeout"),
-        (silent, Timeouts(first_byte_ms=80), "agent_first_byte_timeout"),
-        (hang, Timeouts(idle_ms=80), "agent_idle_timeout"),
-        (hang, Timeouts(idle_ms=80, first_byte_ms=5000), "agent_idle_timeout"),
-    ],
-)
-async def test_each_clock_ends_the_run_with_its_own_code(
-    tmp_path: Path, script: object, timeouts: Timeouts, code: str
-) -> None:
-    async with running(tmp_path / "o.db", script) as rig:  # type: ignore[arg-type]
-        await rig.register(timeouts=timeouts)
-        run = await rig.ended(await rig.invoke())
-        assert (run.status, run.error_code) == (RunState.FAILED, code)
-        assert rig.agent.closed == [run.run_id]
 
 
 async def test_comments_keep_an_idle_agent_alive(tmp_path: Path) -> None:
@@ -110,29 +29,6 @@ async def test_comments_keep_an_idle_agent_alive(tmp_path: Path) -> None:
         assert (await rig.ended(await rig.invoke())).final_message == "still here"
 
 
-@pytest.mark.parametrize(
-    ("frames", "code"),
-    [
-        ([Delta("x")], "agent_eof"),
-        ([Failed("my_code", "because")], "my_code"),
-        ([Paused(("tc_1",))], "agent_protocol"),
-        ([Delta("x" * 3000)] * 9 + [Done()], "run_too_large"),
-    ],
-)
-async def test_bad_endings_have_one_typed_failure(
-    tmp_path: Path, frames: list[Frame], code: str
-) -> None:
-    async def script(_: AgentCall) -> Frames:
-        yield frames
-
-    async with running(tmp_path / "o.db", script, max_run_bytes=20_000) as rig:
-        run = await rig.ended(await rig.invoke())
-        types = await rig.types(run)
-        assert run.error_code == code
-        assert [name for name in types if name in TERMINAL] == ["run_failed"]
-        assert types[-1] == "run_failed"
-
-
 async def test_an_unexpected_error_still_ends_the_run(tmp_path: Path) -> None:
     async def script(_: AgentCall) -> Frames:
         yield [Delta("x")]
@@ -140,127 +36,6 @@ async def test_an_unexpected_error_still_ends_the_run(tmp_path: Path) -> None:
 
     async with running(tmp_path / "o.db", script) as rig:
         assert (await rig.ended(await rig.invoke())).error_code == "internal_error"
-
-
-async def test_retries_announce_what_is_void_and_use_the_same_run(
-    tmp_path: Path,
-) -> None:
-    async def script(call: AgentCall) -> Frames:
-        yield [Delta(f"attempt {call.attempt}")]
-        if call.attempt < 3:
-            raise AgentFailure("agent_eof", "gone")
-        yield [Done()]
-
-    async with running(tmp_path / "o.db", script) as rig:
-        await rig.register(retry=Retry(max_attempts=3, backoff_ms=1))
-        run = await rig.ended(await rig.invoke())
-        log = await rig.log(run)
-        assert [event["type"] for event in log] == [
-            *GOOD, "agent_stream_delta", "agent_invoke_retrying",
-            "agent_invoke_started", "agent_stream_delta", "agent_invoke_retrying",
-            "agent_invoke_started", "agent_stream_delta", "agent_invoke_done", "run_done",
-        ]  # fmt: skip
-        assert log[4]["payload"]["discard_from_seq"] == 4
-        assert log[7]["payload"]["discard_from_seq"] == 7
-        assert run.final_message == "attempt 3"
-        assert run.attempt == 3
-
-
-async def test_cancel_closes_the_agents_stream_at_once(tmp_path: Path) -> None:
-    async with running(tmp_path / "o.db", hang) as rig:
-        run = await rig.invoke()
-        await until(lambda: rig.agent.open_now == 1)
-        cancelled = await rig.engine.runs.cancel(run.run_id, "enough")
-        assert cancelled.status is RunState.CANCELLED
-        await until(lambda: rig.agent.closed == [run.run_id], timeout_s=1)
-        again = await rig.engine.runs.cancel(run.run_id, "again")
-        assert again.error_message == "enough"
-        assert (await rig.types(run))[-1] == "run_cancelled"
-
-
-async def test_a_queued_run_can_be_cancelled_and_never_reaches_the_agent(
-    tmp_path: Path,
-) -> None:
-    async with running(tmp_path / "o.db", hang) as rig:
-        first = await rig.invoke()
-        await until(lambda: rig.agent.open_now == 1)
-        second = await rig.invoke("second")
-        assert (await rig.log(second))[1]["payload"]["queued"] is True
-        await rig.engine.runs.cancel(second.run_id, "changed my mind")
-        await rig.engine.runs.cancel(first.run_id, "done")
-        assert [call.run_id for call in rig.agent.calls] == [first.run_id]
-
-
-async def test_runs_of_a_session_go_in_order_and_others_do_not_wait(
-    tmp_path: Path,
-) -> None:
-    order: list[str] = []
-
-    async def script(call: AgentCall) -> Frames:
-        order.append(str(call.content))
-        await asyncio.sleep(0.01)
-        yield [Done(f"re {call.content}")]
-
-    async with running(tmp_path / "o.db", script) as rig:
-        runs = [await rig.invoke(f"a{n}", session_id="a") for n in range(8)]
-        other = await rig.invoke("b", session_id="b")
-        await rig.ended(other)
-        assert len(order) < 8
-        for run in runs:
-            await rig.ended(run)
-        assert [text for text in order if text != "b"] == [f"a{n}" for n in range(8)]
-        last = next(call for call in rig.agent.calls if call.content == "a7")
-        expected = [c for n in range(7) for c in (f"a{n}", f"re a{n}")]
-        assert [m["content"] for m in last.messages] == expected
-
-
-async def test_waiting_messages_come_after_all_others(tmp_path: Path) -> None:
-    async with running(tmp_path / "o.db", hang) as rig:
-        first = await rig.invoke("first")
-        await until(lambda: rig.agent.open_now == 1)
-        await rig.invoke("second")
-        await rig.invoke("third")
-        await rig.engine.sessions.post("s1", role="system", content="note")
-        page = await rig.engine.sessions.messages("s1")
-        assert [m.content for m in page.messages] == [
-            "first",
-            "note",
-            "second",
-            "third",
-        ]
-        newest = await rig.engine.sessions.messages("s1", limit=1)
-        older = await rig.engine.sessions.messages(
-            "s1", limit=10, before=newest.messages[0].message_id
-        )
-        assert [m.content for m in older.messages] == ["first", "note", "second"]
-        await rig.engine.runs.cancel(first.run_id, "x")
-
-
-async def test_one_request_id_is_one_run_for_a_hundred_callers(tmp_path: Path) -> None:
-    async with running(tmp_path / "o.db") as rig:
-        async with asyncio.TaskGroup() as tasks:
-            asked = [tasks.create_task(rig.invoke(request_id="r1")) for _ in range(100)]
-        assert len({task.result().run_id for task in asked}) == 1
-        assert len((await rig.engine.runs.find()).items) == 1
-        with pytest.raises(IdempotencyKeyReused):
-            await rig.invoke("something else", request_id="r1")
-        assert (await rig.invoke("something else", request_id="r1", session_id="s2")).run_id
-
-
-async def test_an_unknown_agent_leaves_no_session_behind(tmp_path: Path) -> None:
-    async with running(tmp_path / "o.db") as rig:
-        with pytest.raises(AgentNotFound, match=r"^agent nobody not found$"):
-            await rig.invoke(agent_id="nobody", session_id="fresh")
-        assert await rig.store.find(Session) == []
-
-
-async def test_admission_is_bounded_and_recovers(tmp_path: Path) -> None:
-    async with running(tmp_path / "o.db", hang, max_open_runs=2) as rig:
-        runs = [await rig.invoke(session_id=f"s{n}") for n in range(2)]
-        with pytest.raises(QueueFull):
-            await rig.invoke(session_id="s3")
-        await rig.engine.runs.cancel(runs[0].run_id, "room")
-        assert (await rig.invoke(session_id="s3")).run_id
 
 
 async def test_an_agent_has_at_most_its_own_concurrency(tmp_path: Path) -> None:
@@ -274,37 +49,6 @@ async def test_an_agent_has_at_most_its_own_concurrency(tmp_path: Path) -> None:
         for run in runs:
             await rig.ended(run)
         assert rig.agent.most_open == 2
-
-
-async def test_a_run_that_lives_too_long_is_ended(tmp_path: Path) -> None:
-    async with running(tmp_path / "o.db", hang, run_max_ms=100) as rig:
-        run = await rig.ended(await rig.invoke())
-        assert run.error_code == "run_timeout"
-        await until(lambda: rig.agent.open_now == 0)
-
-
-async def test_a_child_ends_with_its_parent_and_leaves_the_transcript_alone(
-    tmp_path: Path,
-) -> None:
-    async with running(tmp_path / "o.db", hang) as rig:
-        parent = await rig.invoke("parent")
-        await until(lambda: rig.agent.open_now == 1)
-        child = await rig.invoke("child", parent_run_id=parent.run_id, request_id="k")
-        again = await rig.invoke("child", parent_run_id=parent.run_id, request_id="k")
-        await until(lambda: rig.agent.open_now == 2)
-        grandchild = await rig.invoke("grandchild", parent_run_id=child.run_id)
-        await until(lambda: rig.agent.open_now == 3)
-        assert again.run_id == child.run_id
-        assert child.session_id == parent.session_id
-        assert "agent_called_child" in await rig.types(parent)
-        tree = await rig.engine.runs.tree(parent.run_id)
-        assert tree.children[0].children[0].run.run_id == grandchild.run_id
-        await rig.engine.runs.cancel(parent.run_id, "stop")
-        assert (await rig.ended(grandchild)).status is RunState.CANCELLED
-        await until(lambda: rig.agent.open_now == 0, timeout_s=1)
-        assert [m.content for m in await rig.store.find(Message)] == ["parent"]
-        with pytest.raises(RunNotActive):
-            await rig.invoke("late", parent_run_id=parent.run_id)
 
 
 async def test_a_run_that_ends_while_the_engine_gives_up_on_it_is_no_ones_end(
@@ -327,44 +71,9 @@ async def test_a_run_that_ends_while_the_engine_gives_up_on_it_is_no_ones_end(
         assert (await rig.ended(await rig.invoke())).status is RunState.DONE
 
 
-async def test_draining_refuses_new_runs_and_ends_the_rest(tmp_path: Path) -> None:
-    async with running(tmp_path / "o.db", hang) as rig:
-        run = await rig.invoke()
-        await until(lambda: rig.agent.open_now == 1)
-        queued = await rig.invoke("later")
-        rig.engine.drain()
-        with pytest.raises(Draining):
-            await rig.invoke("no", session_id="s2")
-    async with running(tmp_path / "o.db", say) as rig:
-        left = await rig.ended(run)
-        assert (left.error_code, left.epoch) == ("orchestrator_restarted", 1), "not by its heir"
-        assert (await rig.ended(queued)).status is RunState.DONE
-
-
-async def test_a_draining_agent_takes_no_new_runs_until_it_is_back(
-    tmp_path: Path,
-) -> None:
-    async with running(tmp_path / "o.db") as rig:
-        await rig.engine.agents.drain("demo")
-        with pytest.raises(AgentDraining):
-            await rig.invoke()
-        await rig.register()
-        await rig.ended(await rig.invoke())
-
-
 async def test_other_ways_of_being_busy_are_named_as_unsupported(
     tmp_path: Path,
 ) -> None:
     async with running(tmp_path / "o.db") as rig:
         with pytest.raises(Unsupported):
             await rig.invoke(on_busy="interrupt")
-
-
-async def test_rerun_asks_the_same_again(tmp_path: Path) -> None:
-    async with running(tmp_path / "o.db") as rig:
-        run = await rig.ended(await rig.invoke("hello", context={"user_id": "u"}))
-        again = (await rig.engine.runs.rerun(run.run_id)).run
-        assert (await rig.ended(again)).final_message == "you said: hello"
-        assert again.run_id != run.run_id
-        assert rig.agent.calls[1].context == {"user_id": "u"}
-        assert (await rig.engine.sessions.get("s1")).user_id == "u"

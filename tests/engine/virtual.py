@@ -8,6 +8,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from orchestrator.buses.local import LocalBus
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.engine import Engine, EngineSettings, Outside
+from orchestrator.testing.engine_rig import Rig, Script, ScriptedAgent
 from orchestrator.testing.open_egress import OpenEgress
 from orchestrator.testing.plain_box import PlainBox
 from orchestrator.testing.simulator.chance import Chance
@@ -15,8 +16,6 @@ from orchestrator.testing.simulator.disk import Disk
 from orchestrator.testing.simulator.loop import VirtualLoop
 from orchestrator.testing.simulator.stage import SimWorld
 from orchestrator.testing.simulator.store import ModelStore
-
-from .rig import Rig, Script, ScriptedAgent
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -6,7 +6,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from orchestrator.clients.dial import Target
+from orchestrator.clients.exchange import ExchangeFailed
 from orchestrator.clients.native import Native, NativeDecoder
+from orchestrator.clients.streaming import encode
 from orchestrator.core.errors import AgentFailure
 from orchestrator.core.frames import Delta, Done, Failed, Frame, Other, Paused, State, singly
 from orchestrator.core.secret import Secret
@@ -213,3 +216,13 @@ def test_what_is_not_there_is_not_sent() -> None:
     assert body["messages"] == []
     resume = {"state": None, "results": [{"tool_call_id": "tc_1", "status": "succeeded"}]}
     assert told(resume=resume)[1]["resume"] == resume
+
+
+def test_a_session_may_be_called_anything_its_rule_allows() -> None:
+    target = Target.of("http://agent/invoke")
+    names = "сессия ☂\u2028"
+    sent = encode(Native().request(calling("http://agent", session_id=names)), target)
+    assert f"X-Session-ID: {names}\r\n".encode() in sent
+    forged = calling("http://agent", session_id="s\r\nX-Forged: 1")
+    with pytest.raises(ExchangeFailed):
+        encode(Native().request(forged), target)

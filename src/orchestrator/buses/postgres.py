@@ -27,6 +27,7 @@ PENDING_MAX: Final = 10_000
 _AGAIN_S: Final = (0.1, 5.0)
 _CLOSE_S: Final = 2.0
 _CONNECT_S: Final = 5.0
+_SETTINGS: Final = {"application_name": "orchestrator bus", "idle_session_timeout": "0"}
 _HERE: Final = "runs"
 """The subject that stays in its process: each server looks after its own runs."""
 _LOST: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
@@ -103,7 +104,9 @@ class PostgresBus(LocalBus):
         pause = _AGAIN_S[0]
         while True:
             try:
-                connection = await asyncpg.connect(self._url, timeout=_CONNECT_S)
+                connection = await asyncpg.connect(
+                    self._url, timeout=_CONNECT_S, server_settings=_SETTINGS
+                )
             except _LOST as error:
                 log.info("bus_away", error=str(error)[:200])
                 await self._world.sleep(pause)

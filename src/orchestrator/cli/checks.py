@@ -5,6 +5,7 @@ import platform
 import resource
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 
 import orchestrator
-from orchestrator import app
+from orchestrator import app, telemetry
 from orchestrator.cli import ports, shapes
 from orchestrator.cli.failure import CommandFailed
 from orchestrator.cli.server import Server
@@ -98,6 +99,7 @@ async def _database(settings: Settings) -> Check:
         untried = _untried(location.path, location.mode)
         if untried is not None:
             return untried
+    telemetry.configure("error", terminal=sys.stderr.isatty())
     try:
         await app.try_store(settings)
     except DatabaseRefused as error:

@@ -24,6 +24,8 @@ COMMANDS: Final = {
     "audit": "audit:audit",
     "secrets": "secrets:secrets",
     "backup": "saving:backup",
+    "copy": "copy:copy",
+    "migrate": "migrate:migrate",
     "doctor": "doctor:doctor",
 }
 """Every command and where it is written; a command is imported when it is called."""

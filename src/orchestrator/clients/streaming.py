@@ -4,6 +4,7 @@ Made for this one thing, it costs a fraction of a general client per event; ever
 not a stream goes through `clients.http`, which is also what this one is compared with.
 """
 
+import re
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from types import TracebackType
@@ -16,6 +17,7 @@ from orchestrator.ports import Egress, World
 
 IDLE_MAX: Final = 256
 """How many idle connections one origin may leave us with."""
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _STANDING: Final = "User-Agent: orchestrator\r\nAccept-Encoding: identity\r\n"
 
 
@@ -128,16 +130,19 @@ class _Exchange(AbstractAsyncContextManager[Answer]):
 
 
 def encode(request: Request, target: Target) -> bytes:
-    """Return the bytes of a request; raises ExchangeFailed `refused` for what is no header."""
+    """Return the bytes of a request; raises ExchangeFailed `refused` for what is no header.
+
+    What is not ASCII, a session's name for instance, goes as UTF-8 (RFC 9110 §5.5: obs-text).
+    """
     lines = [f"{request.method} {target.path} HTTP/1.1\r\nHost: {target.host}\r\n{_STANDING}"]
     for name, value in request.headers.items():
-        if not (name + value).isprintable():
+        if _CONTROL.search(name + value):
             raise ExchangeFailed("refused", f"the request cannot be sent: header {name[:40]!r}")
         lines.append(f"{name}: {value}\r\n")
     body = request.body or b""
     if body or request.method != "GET":
         lines.append(f"Content-Length: {len(body)}\r\n")
     try:
-        return "".join(lines).encode("latin-1") + b"\r\n" + body
+        return "".join(lines).encode() + b"\r\n" + body
     except UnicodeEncodeError as error:
         raise ExchangeFailed("refused", f"the request cannot be sent: {error.reason}") from error

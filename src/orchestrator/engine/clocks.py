@@ -101,6 +101,9 @@ class Clocks:
             return
         self._quiet_code = "agent_idle_timeout"
         self._quiet = self._from_now("agent_idle_timeout")
+        if self._timer is not None and self._timer.when() > self._quiet:
+            self._timer.cancel()
+            self._timer = None
         if self._timer is None:  # else it will see for itself how much is left
             self._watch()
 

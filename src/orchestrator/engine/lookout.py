@@ -16,7 +16,7 @@ LOOK_S: Final = 1.0
 _AT_ONCE: Final = 500
 _ENDED_MS: Final = 10_000
 """How long after its end a run of a session is still looked at."""
-_RUN, _SESSION = "run:", "session:"
+_RUN, _SESSION, _RUNS = "run:", "session:", "runs"
 
 
 class Lookout:
@@ -37,6 +37,8 @@ class Lookout:
         self._driven = driven
         self._ended = ended
         self._seen: dict[str, int] = {}
+        self._over: set[str] = set()
+        ledger.on_ended(self._note)
 
     async def run(self) -> None:
         """Look until cancelled; on a bus that loses nothing there is nothing to look for."""
@@ -51,20 +53,29 @@ class Lookout:
         """Look once."""
         subjects = self._bus.subjects()
         driven = set(self._driven())
+        over = set(self._over)
         wanted = driven | {s.removeprefix(_RUN) for s in subjects if s.startswith(_RUN)}
+        if _RUNS in subjects:
+            wanted |= over
         found = {run.run_id: run for run in await self._runs(wanted)}
         for run in await self._of_sessions(s for s in subjects if s.startswith(_SESSION)):
             found[run.run_id] = run
         seen, self._seen = self._seen, {name: run.head for name, run in found.items()}
+        self._over -= over
         for run in found.values():
             if seen.get(run.run_id) != run.head:
                 self._tell(run)
             if run.status in ENDED and run.run_id in driven:
                 self._ended(run)
 
+    def _note(self, run: Run) -> None:
+        """Look once more at a run that ended here: it may be over before any look."""
+        if not self._bus.certain:
+            self._over.add(run.run_id)
+
     def _tell(self, run: Run) -> None:
         hint = Hint(run.run_id, run.head)
-        for subject in (f"{_RUN}{run.run_id}", f"{_SESSION}{run.tenant}/{run.session_id}", "runs"):
+        for subject in (f"{_RUN}{run.run_id}", f"{_SESSION}{run.tenant}/{run.session_id}", _RUNS):
             self._bus.deliver(subject, hint)
 
     async def _runs(self, run_ids: set[str]) -> list[Run]:

@@ -14,6 +14,7 @@ from orchestrator.core.ops import (
     Op,
     Outcome,
     Patch,
+    Put,
     Refused,
     Write,
 )
@@ -156,18 +157,12 @@ class Applier:
     async def _placed(self, write: Write) -> Write:
         """Give a message its position, an audit entry its place in the chain."""
         match write:
-            case Insert(record=AuditEntry() as entry):
+            case Insert(record=AuditEntry() as entry) | Put(record=AuditEntry() as entry):
                 await self._flush()
                 row = await self._db.fetchrow(_LAST_ENTRY, plain(entry.tenant))
-                return Insert(chained(entry, (row[0], row[1]) if row else None), write.absent_ok)
-            case Insert(record=Message(pos=pos) as message) if pos == WAITING:
-                placed = replace(message, pos=PENDING + self._created)
-                return Insert(placed, write.absent_ok)
-            case Insert(record=Message(pos=pos) as message) if pos == NEXT:
-                await self._flush()
-                place = plain(message.tenant), plain(message.session_id)
-                pos = await self._db.fetchval(_NEXT_POS, *place) or 1
-                return Insert(replace(message, pos=pos), write.absent_ok)
+                return replace(write, record=chained(entry, (row[0], row[1]) if row else None))
+            case Insert(record=Message(pos=pos) as said) | Put(record=Message(pos=pos) as said):
+                return replace(write, record=await self._in_place(said)) if pos < 0 else write
             case Patch(kind=kind, changes=changes) if (
                 kind is Message and changes.get("pos") == NEXT
             ):
@@ -175,6 +170,14 @@ class Applier:
                 pos = await self._db.fetchval(_NEXT_POS_OF, *map(plain, write.key)) or 1
                 return replace(write, changes={**changes, "pos": pos})
         return write
+
+    async def _in_place(self, message: Message) -> Message:
+        """Return a message with the position that it asks for."""
+        if message.pos == WAITING:
+            return replace(message, pos=PENDING + self._created)
+        await self._flush()
+        place = plain(message.tenant), plain(message.session_id)
+        return replace(message, pos=await self._db.fetchval(_NEXT_POS, *place) or 1)
 
     async def _add(self, statement: Statement) -> None:
         """Put a statement off until the next ones are known, unless they touch the same table."""
@@ -199,8 +202,13 @@ class Applier:
         """Return the record that has the key of another."""
         table = TABLES[type(record)]
         text = f"SELECT {table.select} FROM {table.name} WHERE {table.by_key}"
-        found = await self._db.fetchrow(text, *table.key_of(record))
-        return table.record(found) if found else None
+        row = await self._db.fetchrow(text, *table.key_of(record))
+        found: Record | None = table.record(row) if row else None
+        if isinstance(found, Run) and found.run_id in self.moved:
+            # The row of a run that this batch has moved learns it at the end only.
+            after = self.moved[found.run_id]
+            return replace(found, head=after.head, version=after.version)
+        return found
 
 
 @cache

@@ -29,7 +29,7 @@ WITH ready AS (
     UPDATE runs SET owner = $2, epoch = epoch + 1 FROM ready WHERE runs.key = ready.key
     RETURNING {", ".join(f"runs.{column}" for column in _RUNS.columns)}, ready.lost_by
 )
-SELECT * FROM taken ORDER BY key
+SELECT {_RUNS.select}, lost_by FROM taken ORDER BY key
 """
 _ALL: Final = _CLAIM.format(narrowed="TRUE")
 _SOME: Final = _CLAIM.format(narrowed="r.run_id = ANY($4::text[])")
@@ -37,7 +37,7 @@ _RENEW: Final = f"""
 WITH clock AS MATERIALIZED (SELECT {_NOW} AS now), forgotten AS (
     DELETE FROM leases WHERE expires_at < (SELECT now FROM clock) - {_FORGET_MS} AND owner != $2
 ), kept AS (
-    INSERT INTO leases SELECT $2, now + $3 FROM clock WHERE $3 > 0
+    INSERT INTO leases (owner, expires_at) SELECT $2, now + $3 FROM clock WHERE $3 > 0
     ON CONFLICT (owner) DO UPDATE SET expires_at = excluded.expires_at
 ), left_ AS (
     DELETE FROM leases WHERE owner = $2 AND $3 = 0
@@ -45,7 +45,7 @@ WITH clock AS MATERIALIZED (SELECT {_NOW} AS now), forgotten AS (
 SELECT now FROM clock
 """
 _PROBE: Final = f"""
-INSERT INTO blobs VALUES ('probe', '', {_NOW})
+INSERT INTO blobs (name, data, created_at) VALUES ('probe', '', {_NOW})
 ON CONFLICT (name) DO UPDATE SET created_at = excluded.created_at
 RETURNING {NOW.format(mark="NULL")}
 """

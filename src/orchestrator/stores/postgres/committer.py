@@ -65,6 +65,8 @@ class Committer:
                     return unknown.sent.outcomes
             except (*_DRIVER, Fenced) as error:
                 over = not left or time.perf_counter() > until
+                if faults.is_read_only(error):
+                    self._line.drop()
                 if over or not self._may_redo(error):
                     raise
             self.redos += 1

@@ -33,6 +33,11 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, OSError)
 
 
+def is_read_only(error: BaseException) -> bool:
+    """Return whether the session may not write; that does not pass before there is another one."""
+    return isinstance(error, asyncpg.ReadOnlySQLTransactionError)
+
+
 def is_contended(error: BaseException) -> bool:
     """Return whether the same transaction may succeed when it is made again."""
     if isinstance(error, asyncpg.InvalidCachedStatementError):

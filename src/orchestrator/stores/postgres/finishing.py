@@ -16,8 +16,10 @@ Row: TypeAlias = tuple[date, int, int, int, int, int, bytes]
 COPY_ROWS: Final = 64
 """Rows of the log from which on a COPY is quicker than a statement that has them all."""
 _COLUMNS: Final = ("bucket", "run", "seq", "n", "epoch", "ts", "data")
+_NAMED: Final = ", ".join(_COLUMNS)
 _NOTED: Final = f"""
-INSERT INTO commits AS c VALUES ($1, $2, 0, {NOW.format(mark="NULL")})
+INSERT INTO commits AS c (writer, number, fenced, at)
+VALUES ($1, $2, 0, {NOW.format(mark="NULL")})
 ON CONFLICT (writer) DO UPDATE SET number = excluded.number, at = excluded.at
 WHERE c.number < excluded.number AND c.fenced < excluded.number
 RETURNING number
@@ -26,7 +28,7 @@ _SEGMENTS: Final = (
     "unnest($3::date[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], "
     "$9::bytea[])"
 )
-_GROWN: Final = f"INSERT INTO segments ({', '.join(_COLUMNS)}) SELECT * FROM {_SEGMENTS}"
+_GROWN: Final = f"INSERT INTO segments ({_NAMED}) SELECT {_NAMED} FROM {_SEGMENTS} AS s ({_NAMED})"
 _FINISH: Final = f"""
 WITH noted AS ({_NOTED}), grown AS ({_GROWN}), moved AS (
     UPDATE runs SET head = m.head, version = m.version
@@ -47,8 +49,8 @@ WITH noted AS ({_NOTED}), locked AS (
       AND runs.version = m.version AND runs.epoch = m.epoch AND runs.status = m.status
     RETURNING runs.key
 ), grown AS (
-    INSERT INTO segments ({", ".join(_COLUMNS)})
-    SELECT s.* FROM {_SEGMENTS} AS s ({", ".join(_COLUMNS)}) JOIN moved ON moved.key = s.run
+    INSERT INTO segments ({_NAMED})
+    SELECT {_NAMED} FROM {_SEGMENTS} AS s ({_NAMED}) JOIN moved ON moved.key = s.run
 )
 SELECT 1 / CASE WHEN (SELECT count(*) FROM moved) = cardinality($11) AND EXISTS (SELECT FROM noted)
     THEN 1 ELSE 0 END

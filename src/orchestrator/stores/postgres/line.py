@@ -11,7 +11,7 @@ from orchestrator.stores.postgres.clock import NOW
 from orchestrator.stores.postgres.pool import CONNECT_S, Connection, connect
 
 _FENCE: Final = f"""
-INSERT INTO commits AS c VALUES ($1, 0, $2, {NOW.format(mark="NULL")})
+INSERT INTO commits AS c (writer, number, fenced, at) VALUES ($1, 0, $2, {NOW.format(mark="NULL")})
 ON CONFLICT (writer) DO UPDATE SET fenced = excluded.fenced
 RETURNING number
 """
@@ -33,10 +33,16 @@ class Line:
 
     async def connection(self) -> Connection:
         """Return the connection; raises Unavailable while there is none to be had."""
-        if self._open is None or self._open.is_closed():
+        if self._open is not None and self._open.is_closed():
+            self.drop()
+        if self._open is None:
             try:
                 # Few statements, all by key: their plans are made once.
-                self._open = await connect(self._url, plan_cache_mode="force_generic_plan")
+                self._open = await connect(
+                    self._url,
+                    application_name="orchestrator writer",
+                    plan_cache_mode="force_generic_plan",
+                )
             except Exception as error:
                 if _will_not_pass(error):
                     raise StoreFailure(f"the database lets us in no more: {error}") from error

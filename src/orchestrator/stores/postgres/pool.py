@@ -21,6 +21,8 @@ SETTINGS: Final = {
     "synchronous_commit": "on",  # whatever the server's own setting is
     "timezone": "UTC",
     "jit": "off",  # every statement is short
+    "default_transaction_isolation": "read committed",  # rows are locked before they are judged
+    "idle_session_timeout": "0",
     "lock_timeout": "3s",
     "statement_timeout": "15s",
     # A replica that was cut off in the middle of a batch must not hold its runs for long.
@@ -63,9 +65,10 @@ class Pool:
             connection = await self._one()
             try:
                 yield connection
-            except BaseException:
+            except BaseException as error:
                 # Whoever left in the middle of something leaves nothing that another may find.
-                if connection.is_closed() or connection.is_in_transaction() or _cut():
+                broken = connection.is_closed() or connection.is_in_transaction() or _cut()
+                if broken or faults.is_read_only(error):
                     self._lose(connection)
                 raise
             finally:
@@ -73,7 +76,7 @@ class Pool:
                     self._idle.append(connection)
         except Exception as error:
             told = faults.judged(error)
-            if isinstance(told, Unavailable) and faults.is_lost(error):
+            if faults.is_lost(error) or faults.is_read_only(error):
                 self._forget()
             if told is error:
                 raise
@@ -124,6 +127,7 @@ class Pool:
             connection = self._idle.pop()
             if not connection.is_closed():
                 return connection
+            self.lost += 1
         self.opened += 1
         try:
             return await connect(self._url)

@@ -34,6 +34,10 @@ DELETE FROM sessions WHERE (tenant, session_id) IN (
                       AND m.session_id = s.session_id)
     ORDER BY s.tenant, s.session_id FOR UPDATE OF s SKIP LOCKED)
 """
+_SEGMENT: Final = (
+    "INSERT INTO segments (bucket, run, seq, n, epoch, ts, data) "
+    "VALUES ($1, $2, $3, $4, $5, $6, $7)"
+)
 _GONE: Final = "DELETE FROM segments WHERE bucket = $1 AND run = ANY($2::bigint[])"
 _HOLDS: Final = "SELECT EXISTS (SELECT 1 FROM segments WHERE bucket = $1)"
 _HELD: Final = "SELECT EXISTS (SELECT 1 FROM runs WHERE run_id >= $1 AND run_id < $2)"
@@ -107,6 +111,6 @@ async def _thin(db: Connection, key: int, run_id: str) -> int:
         (day, key, part.seqs[0], len(part), 0, open_event(part[0].data).ts, data)
         for part, data in (segments(events.chosen(kept)) if kept else ())
     ]
-    await db.executemany("INSERT INTO segments VALUES ($1, $2, $3, $4, $5, $6, $7)", rows)
+    await db.executemany(_SEGMENT, rows)
     await db.execute("UPDATE runs SET trimmed = TRUE WHERE key = $1", key)
     return len(events) - len(kept)

@@ -113,10 +113,7 @@ class PostgresStore:
 
     async def probe(self) -> None:
         """Commit something that changes nothing else."""
-        async with self._pool.connection() as db:
-            began = self._world.monotonic()
-            told = await claims.probe(db, self._clock.given())
-            self._clock.heard(began, self._world.monotonic(), told)
+        await _probe(self._pool, self._world, self._clock)
 
     def stats(self) -> dict[str, float]:
         """Return counters and sizes."""
@@ -129,32 +126,43 @@ class PostgresStore:
 
 
 async def open_store(
-    url: str, *, world: World, pool: int = POOL, clock: Clock | None = None
+    url: str,
+    *,
+    world: World,
+    pool: int = POOL,
+    clock: Clock | None = None,
+    migrate: bool = True,
 ) -> PostgresStore:
     """Open the database that `DATABASE_URL` names; raises DatabaseRefused with a sentence.
 
     `pool` is how many connections there are beside the writer's. `clock` is the time to judge
-    leases and deadlines by, the database's own unless tests bring another.
+    leases and deadlines by, the database's own unless tests bring another. Without `migrate` a
+    database of an older schema is refused.
     """
     address = locate(url)
-    await schema.prepare(address)
+    await schema.prepare(address, migrate=migrate)
     async with AsyncExitStack() as stack:
         connections = Pool(address, pool)
         stack.push_async_callback(connections.close)
-        tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        try:
+        time = clock if clock is not None else DatabaseClock(world)
+        try:  # before there are tasks, whose group would wrap the refusal
             line = Line(address, await _introduced(connections))
-            unsettled = Unsettled(line, world.monotonic, world.sleep)
-            committer = Committer(line, Buckets(connections), unsettled)
-            writer = Writer(line, committer, unsettled, tasks)
-            time = clock if clock is not None else DatabaseClock(world)
-            owned = AsyncExitStack()
-            store = PostgresStore(connections, writer, world, time, owned)
-            await store.probe()
-            owned.push_async_exit(stack.pop_all())
+            await _probe(connections, world, time)
         except Unavailable as error:
             raise DatabaseRefused(f"{shown(address)} cannot be written: {error}") from error
-    return store
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        unsettled = Unsettled(line, world.monotonic, world.sleep)
+        committer = Committer(line, Buckets(connections), unsettled)
+        writer = Writer(line, committer, unsettled, tasks)
+        return PostgresStore(connections, writer, world, time, stack.pop_all())
+
+
+async def _probe(pool: Pool, world: World, clock: Clock) -> None:
+    """Commit one row of no meaning, and note what time the database has."""
+    async with pool.connection() as db:
+        began = world.monotonic()
+        told = await claims.probe(db, clock.given())
+        clock.heard(began, world.monotonic(), told)
 
 
 async def _introduced(pool: Pool) -> UUID:

@@ -28,7 +28,7 @@ from orchestrator.stores.sqlite.heads import Head, Heads
 from orchestrator.stores.sqlite.tables import TABLES
 
 _RUNS: Final = TABLES[Run]
-_SEGMENT: Final = "INSERT INTO segments VALUES (?, ?, ?, ?, ?)"
+_SEGMENT: Final = "INSERT INTO segments (key, n, epoch, ts, data) VALUES (?, ?, ?, ?, ?)"
 _NEXT_POS: Final = (
     "UPDATE sessions SET pos = pos + 1 WHERE tenant = ? AND session_id = ? RETURNING pos"
 )

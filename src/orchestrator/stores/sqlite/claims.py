@@ -28,6 +28,8 @@ ORDER BY r.key LIMIT ?
 _TAKE: Final = (
     f"UPDATE runs SET owner = ?, epoch = epoch + 1 WHERE key = ? RETURNING {_RUNS.select}"
 )
+_PUT_LEASE: Final = "INSERT INTO leases (owner, expires_at) VALUES (?, ?)"
+_PROBE: Final = "INSERT OR REPLACE INTO blobs (name, data, created_at) VALUES ('probe', x'', ?)"
 
 
 def claim(
@@ -55,9 +57,9 @@ def renew(db: apsw.Connection, lease: Lease) -> None:
     db.execute("DELETE FROM leases WHERE owner = ? OR expires_at < ?",
                (lease.owner, lease.expires_at - _FORGET_MS))  # fmt: skip
     if lease.expires_at:
-        db.execute("INSERT INTO leases VALUES (?, ?)", (lease.owner, lease.expires_at))
+        db.execute(_PUT_LEASE, (lease.owner, lease.expires_at))
 
 
 def probe(db: apsw.Connection, now: int) -> None:
     """Write one row of no meaning, so that a commit has to reach the disk."""
-    db.execute("INSERT OR REPLACE INTO blobs VALUES ('probe', x'', ?)", (now,))
+    db.execute(_PROBE, (now,))

@@ -71,6 +71,6 @@ class Heads:
             return None
         head = Head(*row)
         last = sql.row(self._db, _LAST, (head.key << 32, head.key + 1 << 32))
-        if last is not None:
-            head.head = (last[0] & 0xFFFFFFFF) + last[1] - 1
+        if last is not None:  # the row is ahead where retention has removed the last of the log
+            head.head = max(head.head, (last[0] & 0xFFFFFFFF) + last[1] - 1)
         return head

@@ -17,11 +17,15 @@ from orchestrator.stores.sqlite.location import Location
 from orchestrator.stores.sqlite.tables import HEAD
 
 _NAME: Final = "host"
-_OPEN: Final = ", ".join(f"'{state}'" for state in sorted(OPEN))
+OPEN_STATES: Final = ", ".join(f"'{state}'" for state in sorted(OPEN))
 _MARK: Final = f"SELECT data FROM {Blob.TABLE} WHERE name = '{_NAME}'"
-_PUT_MARK: Final = f"INSERT OR REPLACE INTO {Blob.TABLE} VALUES ('{_NAME}', ?, ?)"
-_REPAIR: Final = f"UPDATE runs SET head = {HEAD} WHERE status IN ({_OPEN})"
-_FORK: Final = f"UPDATE runs SET forks = json_insert(forks, '$[#]', head) WHERE status IN ({_OPEN})"
+_PUT_MARK: Final = (
+    f"INSERT OR REPLACE INTO {Blob.TABLE} (name, data, created_at) VALUES ('{_NAME}', ?, ?)"
+)
+_REPAIR: Final = f"UPDATE runs SET head = {HEAD} WHERE status IN ({OPEN_STATES})"
+_FORK: Final = (
+    f"UPDATE runs SET forks = json_insert(forks, '$[#]', head) WHERE status IN ({OPEN_STATES})"
+)
 
 
 class _Mark(msgspec.Struct, frozen=True):
@@ -38,7 +42,7 @@ def open_writing(location: Location, boot: str, now: int) -> apsw.Connection:
     db.execute("BEGIN IMMEDIATE")
     db.execute("DELETE FROM leases")
     db.execute(_REPAIR)
-    if _unclean(db, boot):
+    if unclean(db, boot):
         db.execute(_FORK)
     mark(db, boot, now, clean=False)
     db.execute("COMMIT")  # synced, so that a power cut at any later moment is seen
@@ -51,7 +55,8 @@ def mark(db: apsw.Connection, boot: str, now: int, *, clean: bool) -> None:
     db.execute(_PUT_MARK, (msgspec.json.encode(_Mark(boot, clean)), now))
 
 
-def _unclean(db: apsw.Connection, boot: str) -> bool:
+def unclean(db: apsw.Connection, boot: str) -> bool:
+    """Return whether another run of the host had the file last and did not let go of it."""
     found = sql.value(db, _MARK)
     if found is None:
         return False

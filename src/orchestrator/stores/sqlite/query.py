@@ -22,19 +22,20 @@ def condition(table: Table[Any], where: Sequence[Where]) -> tuple[str, tuple[Any
 def _part(table: Table[Any], where: Where) -> tuple[str, list[Any]]:
     column, operator, value = where
     table.must_have(column)
+    asked = table.asked(column)
     if operator == "in":
         literal = ", ".join(_quoted(str(item)) for item in value)
         # Literals, not parameters: only then can the partial indexes on a state be used.
-        return f"{column} IN ({literal})", []
+        return f"{asked} IN ({literal})", []
     if value is None:
-        return f"{column} IS {'NOT ' if operator == '!=' else ''}NULL", []
+        return f"{asked} IS {'NOT ' if operator == '!=' else ''}NULL", []
     if operator == "has":
         return f"EXISTS (SELECT 1 FROM json_each({column}) WHERE value = ?)", [value]
     if operator == "!=":
-        return f"{column} IS NOT ?", [table.value(column, value)]
+        return f"{asked} IS NOT ?", [table.value(column, value)]
     if operator not in _COMPARE:
         raise ValueError(f"unknown comparison {operator!r}")
-    return f"{column} {operator} ?", [table.value(column, value)]
+    return f"{asked} {operator} ?", [table.value(column, value)]
 
 
 def _quoted(text: str) -> str:

@@ -18,6 +18,7 @@ _UNTRIMMED: Final = (
     "SELECT key, run_id FROM runs WHERE trimmed = 0 AND ended_at IS NOT NULL AND ended_at < ? "
     "ORDER BY ended_at LIMIT ?"
 )
+_SEGMENT: Final = "INSERT INTO segments (key, n, epoch, ts, data) VALUES (?, ?, ?, ?, ?)"
 _OF_RUN: Final = ("invocations", "messages", "idempotency_keys", "timers", "cursors")
 _EMPTY_SESSIONS: Final = """
 DELETE FROM sessions
@@ -54,7 +55,7 @@ def _thin(db: apsw.Connection, key: int) -> int:
     for part, data in segments(events.chosen(kept)) if kept else ():
         ts = open_event(part[0].data).ts
         values = (key << 32 | part.seqs[0], len(part), 0, ts, data)
-        db.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?)", values)
+        db.execute(_SEGMENT, values)
     db.execute("UPDATE runs SET trimmed = 1 WHERE key = ?", (key,))
     return len(events) - len(kept)
 

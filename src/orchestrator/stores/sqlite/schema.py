@@ -1,8 +1,7 @@
-"""Opens database files: creates ours, brings older ones up to date, leaves all others untouched."""
+"""Opens database files: looks whose they are, and leaves those that are not ours untouched."""
 
-import os
-from collections.abc import Callable
-from importlib.resources import files
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -12,23 +11,24 @@ import apsw
 from orchestrator.core.errors import DatabaseRefused
 from orchestrator.stores.sqlite import sql
 from orchestrator.stores.sqlite.location import Location
+from orchestrator.stores.steps import Schema, Step, steps_of
 
 APPLICATION_ID: Final = 0x4F726368  # "Orch"
+NONE: Final = Schema(0, 0)
 ENGINE_NEEDED: Final = (3, 51, 3)
 """Older engines can lose a commit when one connection checkpoints while another one commits."""
 _HEADER_BYTES: Final = 100
 _USER_VERSION_AT: Final = 60
 _APPLICATION_ID_AT: Final = 68
+_SERVES: Final = 1000
+"""What a file's `user_version` counts in thousands is the oldest schema that its own one serves."""
 _BUSY_MS: Final = 5000
 _CACHE_KIB: Final = 16_384
 
 
-def migrations() -> list[tuple[int, str]]:
-    """Return the schema steps, (version, SQL), in order."""
-    folder = files("orchestrator.stores.sqlite") / "migrations"
-    steps = [(int(step.name[:3]), step.read_text()) for step in folder.iterdir()
-             if step.name.endswith(".sql")]  # fmt: skip
-    return sorted(steps)
+def migrations() -> list[Step]:
+    """Return the steps of the schema, in order."""
+    return steps_of("orchestrator.stores.sqlite")
 
 
 def check_engine() -> None:
@@ -40,28 +40,6 @@ def check_engine() -> None:
             f"SQLite {apsw.sqlite_lib_version()} is older than {needed}, which can lose commits; "
             "install the apsw of the lock file, which bundles a newer one"
         )
-
-
-def prepare(location: Location) -> None:
-    """Make the file ours and up to date, or raise DatabaseRefused and leave it as it is."""
-    check_engine()
-    version = inspect(location)
-    steps = migrations()
-    if 0 < version <= steps[-1][0]:
-        version = _version(location)
-    if version > steps[-1][0]:
-        raise DatabaseRefused(
-            f"{location.path} was written by a newer version (schema {version}, this one knows "
-            f"{steps[-1][0]}); start that version, or restore the backup made before the upgrade"
-        )
-    if version == steps[-1][0]:
-        return
-    if location.mode == "ro":
-        raise DatabaseRefused(f"{location.path} needs an upgrade of its schema; open it writable")
-    if version == 0:
-        _create(location, steps)
-    else:
-        _upgrade(location, version, steps)
 
 
 def connect(
@@ -91,8 +69,8 @@ def connect(
     return db
 
 
-def inspect(location: Location) -> int:
-    """Return the schema version in a file's header, 0 for a new one; nothing is changed or opened.
+def inspect(location: Location) -> Schema:
+    """Return the schema in a file's header, 0 for a new one; nothing is changed or opened.
 
     Raises DatabaseRefused for what is not ours to open.
     """
@@ -104,11 +82,11 @@ def inspect(location: Location) -> int:
             raise DatabaseRefused(
                 f"{path} does not exist, and mode={location.mode} makes no new one"
             )
-        return 0
+        return NONE
     try:
         header = _header(location)
         if _number(header, _APPLICATION_ID_AT) == APPLICATION_ID:
-            return _number(header, _USER_VERSION_AT)
+            return _schema(_number(header, _USER_VERSION_AT))
         foreign = _holds_anything(location)
     except (apsw.NotADBError, apsw.CorruptError, apsw.IOError) as error:
         raise _damaged(location.path, error) from error
@@ -121,7 +99,7 @@ def inspect(location: Location) -> int:
             f"{path} is the database of another program and was left untouched; "
             "give the server a DATABASE_URL of its own"
         )
-    return 0
+    return NONE
 
 
 def _header(location: Location) -> bytes:
@@ -145,13 +123,25 @@ def _number(header: bytes, at: int) -> int:
     return int.from_bytes(header[at : at + 4], "big")
 
 
-def _version(location: Location) -> int:
-    """Return the schema version of a file of ours: its logs may know of a later one."""
-    db = connect(location, read_only=location.mode == "ro")
+def schema_of(location: Location, *, read_only: bool) -> Schema:
+    """Return the schema of a file of ours: its log may know of a later one than its header."""
+    db = connect(location, read_only=read_only)
     try:
-        return _pragma(db, "user_version")
+        return _schema(_pragma(db, "user_version"))
     finally:
         db.close()
+
+
+def stamp(db: apsw.Connection, step: Step) -> None:
+    """Write into a file, in the open transaction, that it is ours and which step was the last."""
+    serves = step.serves if step.serves < step.number else 0
+    db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version={_SERVES * serves + step.number}")
+
+
+def _schema(version: int) -> Schema:
+    serves, number = divmod(version, _SERVES)
+    return Schema(number, serves or number)
 
 
 def _holds_anything(location: Location) -> bool:
@@ -167,61 +157,6 @@ def _holds_anything(location: Location) -> bool:
         db.close()
 
 
-def _create(location: Location, steps: list[tuple[int, str]]) -> None:
-    """Create the file under another name and rename it when it is whole and on the disk.
-
-    So whatever happens meanwhile, a file of this name is either ours from its first byte or absent.
-    """
-    path = Path(location.path).resolve()
-    new = path.with_name(f"{path.name}.new")
-    try:
-        for left in (new, new.with_name(f"{new.name}-journal")):
-            left.unlink(missing_ok=True)
-        db = apsw.Connection(str(new), vfs=location.vfs)
-    except (apsw.CantOpenError, OSError) as error:
-        raise DatabaseRefused(
-            f"{location.path} cannot be created ({error}); does its folder exist, "
-            "and may the server write there?"
-        ) from error
-    try:
-        db.execute("PRAGMA auto_vacuum=INCREMENTAL")
-        db.execute("PRAGMA synchronous=FULL")
-        _steps(db, steps)
-    except apsw.ReadOnlyError as error:
-        raise DatabaseRefused(f"{location.path} cannot be written ({error})") from error
-    finally:
-        db.close()
-    new.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _upgrade(location: Location, version: int, steps: list[tuple[int, str]]) -> None:
-    db = connect(location)
-    try:
-        backup(db, f"{location.path}.before-{steps[-1][0]}")
-        _steps(db, [step for step in steps if step[0] > version])
-    finally:
-        db.close()
-
-
-def _steps(db: apsw.Connection, steps: list[tuple[int, str]]) -> None:
-    db.execute("BEGIN IMMEDIATE")
-    for _, script in steps:
-        db.execute(script)
-    db.execute(f"PRAGMA application_id={APPLICATION_ID}")
-    db.execute(f"PRAGMA user_version={steps[-1][0]}")
-    db.execute("COMMIT")
-
-
 def backup(db: apsw.Connection, path: str, progress: Callable[[], None] = lambda: None) -> None:
     """Copy a database that is in use to a new file, a few pages at a time."""
     target = apsw.Connection(path)
@@ -232,6 +167,21 @@ def backup(db: apsw.Connection, path: str, progress: Callable[[], None] = lambda
                 progress()
     finally:
         target.close()
+
+
+@contextmanager
+def refusing(location: Location) -> Iterator[None]:
+    """Say of what keeps a file from being opened what it is and what to do, as DatabaseRefused."""
+    try:
+        yield
+    except apsw.FullError as error:
+        raise DatabaseRefused(
+            f"{location.path} cannot be opened: the disk is full; free some space and start again"
+        ) from error
+    except (apsw.Error, OSError) as error:
+        raise DatabaseRefused(
+            f"{location.path} cannot be opened ({error}); look at the disk, and start again"
+        ) from error
 
 
 def _pragma(db: apsw.Connection, name: str) -> int:

@@ -12,17 +12,11 @@ import apsw
 import msgspec
 
 from orchestrator.core.batch import Batch
-from orchestrator.core.errors import (
-    DatabaseRefused,
-    InvalidRequest,
-    StorageFull,
-    StoreFailure,
-    Unavailable,
-)
+from orchestrator.core.errors import InvalidRequest, StorageFull, StoreFailure, Unavailable
 from orchestrator.core.ops import Op, Outcome
 from orchestrator.core.records import Lease, R, Timer
 from orchestrator.ports import Claimed, Done, Trimmed, Where, World
-from orchestrator.stores.sqlite import claims, opening, retention, schema
+from orchestrator.stores.sqlite import claims, migrating, opening, retention, schema
 from orchestrator.stores.sqlite.apply import Applier
 from orchestrator.stores.sqlite.checkpoint import Checkpointer
 from orchestrator.stores.sqlite.location import Location, locate
@@ -37,13 +31,15 @@ _DISK_LOOK_S: Final = 1.0
 class _Writing:
     """What only the process that holds the lock has: the writer and what serves it."""
 
-    def __init__(self, location: Location, world: World, sync: Sync, *, full: bool) -> None:
+    def __init__(
+        self, location: Location, world: World, sync: Sync, *, full: bool, migrate: bool
+    ) -> None:
         self._world = world
         self._boot = world.boot()
         schema.inspect(location)  # nothing of ours is left beside a file that is refused
         self.lock = LockFile.take(location.path)
         try:
-            schema.prepare(location)
+            migrating.prepare(location, migrate=migrate)
             db = opening.open_writing(location, self._boot, world.now())
             # After the first commit: only then is there a log to sync.
             self.syncer = Syncer(f"{location.path}-wal", sync)
@@ -246,35 +242,30 @@ async def open_store(
     world: World,
     watermark: int = 0,
     durability: str = "balanced",
+    migrate: bool = True,
     sync: Sync = fdatasync,
     vfs: str | None = None,
 ) -> SQLiteStore:
     """Open the database that `DATABASE_URL` names; raises DatabaseRefused with a sentence.
 
-    `durability` `full` answers an agent's words from the disk, too. `sync` and `vfs` are the ways
-    to the disk, which rigs record and break.
+    `durability` `full` answers an agent's words from the disk, too. Without `migrate` a database of
+    an older schema is refused. `sync` and `vfs` are the ways to the disk, which rigs record and
+    break.
     """
     location = msgspec.structs.replace(locate(url), vfs=vfs)
-    try:
-        return _opened(location, world, watermark, sync, full=durability == "full")
-    except apsw.FullError as error:
-        raise DatabaseRefused(
-            f"{location.path} cannot be opened: the disk is full; free some space and start again"
-        ) from error
-    except (apsw.Error, OSError) as error:
-        raise DatabaseRefused(
-            f"{location.path} cannot be opened ({error}); look at the disk, and start again"
-        ) from error
+    full = durability == "full"
+    with schema.refusing(location):
+        writing = None
+        if location.mode == "ro":
+            migrating.prepare(location)
+        else:
+            writing = _Writing(location, world, sync, full=full, migrate=migrate)
+        return _opened(location, world, watermark, writing)
 
 
 def _opened(
-    location: Location, world: World, watermark: int, sync: Sync, *, full: bool
+    location: Location, world: World, watermark: int, writing: _Writing | None
 ) -> SQLiteStore:
-    writing = None
-    if location.mode == "ro":
-        schema.prepare(location)
-    else:
-        writing = _Writing(location, world, sync, full=full)
     beside = writing.writer.connection if writing is not None else lambda: None
     reader = Reader(lambda: schema.connect(location, read_only=True), beside)
     return SQLiteStore(location, world, watermark, reader, writing)

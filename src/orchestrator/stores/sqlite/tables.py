@@ -27,6 +27,10 @@ class Table(Columns[R]):
         )
         self.by_key = " AND ".join(f"{column} = ?" for column in self.key)
 
+    def asked(self, column: str) -> str:
+        """Return what conditions compare: the column, or what stands for it in SQL."""
+        return f"CAST({HEAD} AS INTEGER)" if self.kind is Run and column == "head" else column
+
     def row(self, record: R, skip: frozenset[str] = frozenset()) -> dict[str, Any]:
         """Return a record's columns and their values for binding."""
         values = msgspec.structs.astuple(record)

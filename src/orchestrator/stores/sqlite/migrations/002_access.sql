@@ -1,4 +1,6 @@
 -- Who may do what: keys, what was done with them, and what the tokens of a run may do.
+-- serves: 2
+-- A program of schema 1 asks nobody for a key, so it must not go on here.
 CREATE TABLE keys (
     key_id TEXT PRIMARY KEY,
     tenant TEXT NOT NULL,
