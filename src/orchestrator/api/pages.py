@@ -1,9 +1,13 @@
-"""The API about itself: the OpenAPI document and a page to read it."""
+"""The API about itself: the OpenAPI document, a page to read it, the SDK for browsers."""
 
 import re
+from collections.abc import Mapping
 from functools import cache
+from hashlib import sha256
 from html import escape
 from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -13,8 +17,12 @@ from starlette.types import ASGIApp
 from orchestrator.api import openapi as document
 from orchestrator.api import routes
 from orchestrator.api.calls import Call
+from orchestrator.api.problems import refusal
 from orchestrator.api.table import Route
 
+SDK: Final = ("client.mjs", "client.d.mts", "ingress.mjs", "ingress.d.mts")
+"""Files of the JavaScript SDK that browsers load; a wheel carries them beside this module."""
+CHECKOUT: Final = Path(__file__).resolve().parents[3] / "sdk" / "js"
 _CODE: Final = re.compile(r"`([^`]+)`")
 
 
@@ -42,6 +50,39 @@ async def docs(call: Call) -> ASGIApp:
         f'<a href="openapi.json">OpenAPI 3.1</a></p><nav>{nav}</nav></header>'
         f"<main>{body}</main></html>"
     )
+
+
+async def sdk(call: Call) -> ASGIApp:
+    """Return a file of the SDK; 304 to whoever has it."""
+    name = call.path("name")
+    if name not in SDK:
+        return refusal(404, "not_found", f"the SDK has {', '.join(SDK)}")
+    body, tag = _sdk(name)
+    return kept(call, body, tag, "text/javascript")
+
+
+@cache
+def _sdk(name: str) -> tuple[bytes, str]:
+    """Return the bytes of a file of the SDK and their ETag, the same as long as we run."""
+    packed = files("orchestrator.api") / name
+    body = (packed if packed.is_file() else CHECKOUT / name).read_bytes()
+    return body, tag_of(body)
+
+
+def tag_of(body: bytes) -> str:
+    """Return the ETag of a body."""
+    return f'"{sha256(body).hexdigest()[:32]}"'
+
+
+def kept(
+    call: Call, body: bytes, tag: str, kind: str, more: Mapping[str, str] = MappingProxyType({})
+) -> Response:
+    """Return a body that callers keep, asking whether it is current; 304 where it is."""
+    headers = {"ETag": tag, "Cache-Control": "no-cache", **more}
+    known = re.findall(r'"[^"]*"|\*', call.header("if-none-match") or "")
+    if tag in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    return Response(body, headers=headers, media_type=kind)
 
 
 def _group(group: str) -> str:

@@ -13,6 +13,8 @@ _KEY = Query("Idempotency-Key", "string", "makes the request idempotent, as the 
 _LAST = Query("Last-Event-ID", "string", "the `id:` of the last event seen; only later ones come")
 _TENANT = Query("tenant", "string", "whose; another than the caller's is for `ADMIN_KEY`")
 _SEEN = Other(status=204, text="the reader has seen the terminal event")
+_KNOWN = Query("If-None-Match", "string", "the `ETag` of what the caller has")
+_UNCHANGED = Other(status=304, text="the caller has the current one")
 _SICK = Other(status=503, text="not now", answer=s.HealthAnswer)
 _INVOKE = ("session_id", "agent_id", "input_message")
 _TAKING = ("agent_not_found", "idempotency_key_reused", "unsupported", "queue_full", "draining",
@@ -46,6 +48,11 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="GET", path="/docs", handler=pages.docs, permission="open", name="docs",
         summary="This API as a page to read", raw="text/html", group="Server",
+    ),
+    Route(
+        method="GET", path="/sdk/{name}", handler=pages.sdk, permission="open", name="sdk",
+        summary="The JavaScript SDK for pages: `client.mjs`, `ingress.mjs` and their types",
+        raw="text/javascript", headers=(_KNOWN,), others=(_UNCHANGED,), group="Server",
     ),
     Route(
         method="POST", path="/internal/invoke", handler=runs.invoke, permission="runs:write",

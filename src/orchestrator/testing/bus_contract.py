@@ -57,6 +57,16 @@ class BusContract:
             bus.publish("run:a", Hint("a", 1))
             assert await heads(mailbox, 1) == [1]
 
+    async def test_a_taker_that_is_cancelled_as_it_wakes_loses_nothing(self, bus: Bus) -> None:
+        with bus.subscribe("run:a") as mailbox:
+            async with asyncio.TaskGroup() as tasks:
+                taking = tasks.create_task(mailbox.take())
+                await asyncio.sleep(0)
+                bus.publish("run:a", Hint("a", 1))
+                taking.cancel()
+            assert taking.cancelled()
+            assert await heads(mailbox, 1) == [1]
+
     async def test_who_does_not_take_costs_bounded_memory(self, bus: Bus) -> None:
         with bus.subscribe("run:a") as mailbox:
             for head in range(1, 101):

@@ -19,6 +19,7 @@ from orchestrator.core.records import (
     Blob,
     Cursor,
     IdempotencyKey,
+    Invocation,
     Lease,
     Message,
     Run,
@@ -85,6 +86,18 @@ class TheLog:
             assert await seqs(store, made) == list(range(1, head + 1))
         assert sum([(await stored(store, made)).head for made in runs]) == 4 + 399
 
+    async def test_appended_words_are_there_when_it_is_told(self, store: Store) -> None:
+        made = r.run(1)
+        await committed(store, r.accept(made))
+        ops = [r.append(made, *r.deltas(count)) for count in (2, 1, 3)]
+        ops[1] = r.append(made, *r.deltas(1), guard=Guard(epoch=7))
+        told: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in ops]
+        for op, future in zip(ops, told, strict=True):
+            store.append(op, future.set_result)
+        first, refused, last = [await future for future in told]
+        assert (first.head, refused, last.head) == (3, Refused("epoch"), 6)
+        assert await store.read(made.run_id, 1) == [*first.events, *last.events]
+
     async def test_a_read_begins_anywhere(self, store: Store) -> None:
         made = r.run(1)
         await committed(store, r.accept(made))
@@ -142,6 +155,13 @@ class TheGuards:
         assert await seqs(store, first) == [1, 2]
         assert await seqs(store, second) == [1, 2, 3]
         assert await store.get(Blob, "never") is None
+
+    async def test_who_is_refused_sees_what_stands_there_now(self, store: Store) -> None:
+        made = r.run(1)
+        await committed(store, r.accept(made))
+        outcomes = await store.commit(r.append(made, *r.deltas(2)), r.accept(made))
+        assert isinstance(outcomes[0], Committed)
+        assert outcomes[1] == Refused("exists", await stored(store, made))
 
     async def test_a_write_that_is_refused_takes_its_op_with_it(self, store: Store) -> None:
         made = r.run(1)
@@ -253,6 +273,21 @@ class TheRecords:
         found = {m.message_id: m.pos for m in await store.find(Message, order="pos")}
         assert (found["msg_3"], found["msg_1"]) == (1, 2)
         assert found["msg_2"] > PENDING
+
+    async def test_a_message_that_is_put_gets_its_place_too(self, store: Store) -> None:
+        await committed(store, r.accept(r.run(1)))
+        await committed(store, Op(writes=(Put(r.message(1)), Put(r.message(2)))))
+        await committed(store, Op(writes=(Put(r.message(1)),)))
+        places = [(m.message_id, m.pos) for m in await store.find(Message, order="pos")]
+        assert places == [("msg_2", 2), ("msg_1", 3)]
+
+    async def test_conditions_on_a_head_know_the_last_word(self, store: Store) -> None:
+        made = r.run(1)
+        await committed(store, r.accept(made))
+        await committed(store, r.append(made, *r.deltas(3)))
+        for where in (("head", ">", 3), ("head", "=", 4), ("head", "in", [4])):
+            assert await store.count(Run, where) == 1, where
+        assert await store.count(Run, ("head", "<", 4)) == 0
 
     async def test_an_attempt_notes_where_it_began(self, store: Store) -> None:
         made = r.run(1)
@@ -383,17 +418,27 @@ class TheKeeping:
         assert len(await seqs(store, fresh)) == len(await seqs(store, live)) + 1 == 303
         assert (await store.trim(0, 2000)).deltas == 0
 
+    async def test_no_number_is_given_again_after_its_event_went(self, store: Store) -> None:
+        made = r.run(1)
+        await committed(store, r.accept(made), r.end(made, at=1000), r.append(made, *r.deltas(3)))
+        assert (await store.trim(0, 2000)).deltas == 3
+        [late] = await committed(store, r.append(made, *r.deltas(1)))
+        assert (late.head, await seqs(store, made)) == (6, [1, 2, 6])
+
     async def test_old_runs_go_whole(self, store: Store) -> None:
         old, open_one = r.run(1), r.run(2, "s2")
-        writes = (Insert(r.message(1, run_id=old.run_id)), Insert(r.key("k", old)))
-        await committed(store, r.accept(old, *writes), r.accept(open_one))
+        timer = Timer(run_id=old.run_id, kind="deadline", due_at=1)
+        cursor = Cursor(follower="f", run_id=old.run_id, seq=1, updated_at=1)
+        asked = Invocation(run_id=old.run_id, role="user", content="hi")
+        of_it = (r.message(1, run_id=old.run_id), r.key("k", old), timer, cursor, asked)
+        await committed(store, r.accept(old, *map(Insert, of_it)), r.accept(open_one))
         await committed(store, r.end(old, at=1000))
         assert (await store.trim(1000, 0)).runs == 0, "not older than that"
         assert (await store.trim(1001, 0)).runs == 1
         assert await store.get(Run, old.run_id) is None
         assert await store.read(old.run_id, 0) == []
-        assert await store.get(Message, "msg_1") is None
-        assert await store.get(IdempotencyKey, "default", "s1", "k") is None
+        for row in of_it:
+            assert await store.count(type(row)) == 0, row
         assert await store.get(Session, "default", "s1") is None
         assert await store.get(Session, "default", "s2") is not None
         assert await store.get(Run, open_one.run_id) is not None

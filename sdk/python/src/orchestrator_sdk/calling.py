@@ -1,0 +1,154 @@
+"""A run that an agent began: its words as they come, or its message at the end."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from contextlib import aclosing
+from typing import Any
+
+import httpx
+import msgspec
+
+from orchestrator_sdk.asking import part
+from orchestrator_sdk.errors import (
+    ConnectionLost,
+    ProtocolError,
+    RunCancelled,
+    RunFailed,
+    api_error,
+)
+from orchestrator_sdk.frames import ENDING, Content, text_of
+from orchestrator_sdk.sse import SSEParser
+
+
+class Sending(msgspec.Struct, frozen=True, kw_only=True):
+    """What is sent to call an agent; `attempt` is that of the run that calls."""
+
+    base_url: str
+    agent_id: str
+    body: dict[str, Any]
+    key: str | None
+    attempt: int
+    headers: dict[str, str]
+
+    def keys(self) -> Iterator[str | None]:
+        """Yield the idempotency keys to try in turn.
+
+        A child dies with the attempt that called it. If that attempt was lost the next one finds a
+        cancelled child under the first key, and calls again under the next.
+        """
+        yield self.key
+        if self.key is not None:
+            yield from (f"{self.key}:again-{n}" for n in range(2, self.attempt + 1))
+
+    def request(self, key: str | None) -> dict[str, Any]:
+        """Return the body with a key."""
+        wanted = {**self.body, "idempotency_key": key}
+        return {name: value for name, value in wanted.items() if value is not None}
+
+
+class ChildFrame(msgspec.Struct, frozen=True):
+    """One frame of a child: `event` is delta, state, done or the child's own, `data` its JSON."""
+
+    event: str
+    data: Any
+
+
+class ChildRun:
+    """A called agent: `await` it for its message as text, or iterate over its words.
+
+    Raises RunFailed with the child's code, RunCancelled, APIError where it was not begun. Leaving
+    it before its end cancels it.
+    """
+
+    def __init__(self, http: Callable[[], httpx.AsyncClient], sending: Sending) -> None:
+        self._http = http
+        self._sending = sending
+        self.run_id = ""
+        self.final_message: Content | None = None
+        self.usage: dict[str, Any] = {}
+
+    def __await__(self) -> Generator[Any, None, str]:
+        return self._whole().__await__()
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """Yield the words."""
+        async with aclosing(self.frames()) as found:
+            async for frame in found:
+                if frame.event == "delta":
+                    yield frame.data["text"]
+
+    async def _whole(self) -> str:
+        words = [word async for word in self]
+        return text_of(self.final_message) if self.final_message else "".join(words)
+
+    async def frames(self) -> AsyncGenerator[ChildFrame, None]:
+        """Yield every frame, `done` at last."""
+        keys = list(self._sending.keys())
+        for number, key in enumerate(keys, 1):
+            last = number == len(keys)
+            try:
+                async with aclosing(self._one(key, unheard=not last)) as found:
+                    async for frame in found:
+                        last = True  # somebody has heard it: it cannot begin again
+                        yield frame
+            except RunCancelled:
+                if last:
+                    raise
+            else:
+                return
+
+    async def _one(self, key: str | None, *, unheard: bool) -> AsyncGenerator[ChildFrame, None]:
+        url = f"{self._sending.base_url}/v1/agents/{part(self._sending.agent_id)}/invoke"
+        headers = {**self._sending.headers, "Accept": "text/event-stream"}
+        body = self._sending.request(key)
+        try:
+            async with self._http().stream("POST", url, json=body, headers=headers) as answer:
+                if answer.status_code != httpx.codes.OK:
+                    raise api_error(answer.status_code, answer.headers, await answer.aread())
+                self.run_id = answer.headers.get("x-run-id", "")
+                if unheard:
+                    await self._refuse_cancelled()
+                async with aclosing(self._frames_of(answer)) as found:
+                    async for frame in found:
+                        yield frame
+        except httpx.TransportError as error:
+            raise ConnectionLost(
+                f"the call of {self._sending.agent_id} was cut: {error}"
+            ) from error
+
+    async def _refuse_cancelled(self) -> None:
+        """Look before its words are passed on whether this child was cancelled long ago."""
+        url = f"{self._sending.base_url}/v1/runs/{part(self.run_id)}"
+        answer = await self._http().get(url, headers=self._sending.headers)
+        if answer.status_code == httpx.codes.OK and answer.json().get("status") == "CANCELLED":
+            raise RunCancelled("cancelled with an earlier attempt", self.run_id)
+
+    async def _frames_of(self, answer: httpx.Response) -> AsyncGenerator[ChildFrame, None]:
+        parser = SSEParser()
+        async for data in answer.aiter_raw():
+            for event in parser.feed(data):
+                frame = ChildFrame(event.event, _decoded(event.data))
+                self._check(frame)
+                yield frame
+                if frame.event in ENDING:
+                    return
+        raise ConnectionLost(f"the stream of {self.run_id} broke off before its end")
+
+    def _check(self, frame: ChildFrame) -> None:
+        """Keep what `done` says; raise what `error` says."""
+        said = frame.data if isinstance(frame.data, dict) else {}
+        if frame.event == "done":
+            self.final_message = said.get("final_message")
+            self.usage = said.get("usage") or {}
+        elif frame.event == "error" and said.get("code") == "cancelled":
+            raise RunCancelled(str(said.get("message")), self.run_id)
+        elif frame.event == "error":
+            raise RunFailed(str(said.get("code")), str(said.get("message")), self.run_id)
+        elif frame.event == "delta" and not isinstance(said.get("text"), str):
+            raise ProtocolError("a delta of the child has no text")
+
+
+def _decoded(data: str) -> Any:
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        return data

@@ -1,0 +1,90 @@
+"""Connections, their clocks, and when a failed request is worth another try."""
+
+import secrets
+import ssl
+import time
+from functools import cache
+from typing import Final
+
+import httpx
+import msgspec
+
+from orchestrator_sdk.errors import APIError, ConnectionLost, OrchestratorError
+
+FIRST_S: Final = 0.1
+MOST_S: Final = 5.0
+RETRY_AFTER_MAX_S: Final = 60.0
+"""The longest wait that a server may ask for; a longer one counts as this."""
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
+    """How long is waited, in seconds.
+
+    `connect` for a connection, `answer` for the answer to one request, `silence` between two pieces
+    of a stream (a comment comes every 15 s), `give_up` for progress in spite of everything: one
+    request with its repetitions, or a stream with its reconnects, ends with ConnectionLost then.
+    """
+
+    connect: float = 5.0
+    answer: float = 30.0
+    silence: float = 45.0
+    give_up: float = 120.0
+
+    def of_requests(self) -> httpx.Timeout:
+        """Return the clocks of a request."""
+        return httpx.Timeout(self.answer, connect=self.connect)
+
+    def of_streams(self) -> httpx.Timeout:
+        """Return the clocks of a stream."""
+        return httpx.Timeout(self.answer, connect=self.connect, read=self.silence)
+
+
+class Patience:
+    """Decides how long to wait after a failure, and when to give up."""
+
+    def __init__(self, give_up_s: float) -> None:
+        self._give_up_s = give_up_s
+        self._failures = 0
+        self._since = 0.0
+
+    def progressed(self) -> None:
+        """Begin anew: something came."""
+        self._failures = 0
+
+    def after(self, error: Exception | None) -> float:
+        """Return how many seconds to wait; raises what ends the waiting.
+
+        None stands for a stream that broke off. The wait doubles from 0.1 s to 5 s, less a random
+        part so that many callers do not return in the same moment.
+        """
+        if isinstance(error, APIError) and not error.retryable:
+            raise error
+        if not self._failures:
+            self._since = time.monotonic()
+        wish = error.retry_after_s if isinstance(error, APIError) else None
+        delay = min(MOST_S, FIRST_S * float(1 << min(self._failures, 10)))
+        delay *= 0.5 + secrets.randbelow(1000) / 2000
+        self._failures += 1
+        delay = max(delay, min(wish or 0.0, RETRY_AFTER_MAX_S))
+        waited = time.monotonic() - self._since
+        if waited + delay > self._give_up_s:
+            raise _gave_up(error, waited) from error
+        return delay
+
+
+def _gave_up(error: Exception | None, waited_s: float) -> OrchestratorError:
+    if isinstance(error, APIError):
+        return error
+    said = f"{type(error).__name__}: {error}" if error else "the stream breaks off"
+    return ConnectionLost(f"the orchestrator did not answer for {waited_s:.0f} s ({said})")
+
+
+@cache
+def tls() -> ssl.SSLContext:
+    """Return the one TLS context: to make one reads all certificates of the machine."""
+    return ssl.create_default_context()
+
+
+def agent_http() -> httpx.AsyncClient:
+    """Return connections for calls from within an agent: a child may think for long."""
+    return httpx.AsyncClient(timeout=Timeouts().of_streams(), verify=tls())
