@@ -101,11 +101,11 @@ class Store(Protocol):
     async def claim(self, owner: str, limit: int, run_ids: Sequence[str] = ()) -> list[Claimed]:
         """Take up to `limit` runs that may run now, each with `epoch + 1`; `run_ids` narrows it.
 
-        These are CREATED runs whose turn has come (a child at once; a root run when no earlier
-        root run of its session is CREATED or RUNNING) and RUNNING runs, as long as they have no
-        owner or one without a live lease. `lost_by` is set for a RUNNING run with a dead owner.
-        Oldest first. An owner without a live lease of its own gets nothing, so nobody is ever
-        given what is his already.
+        These are CREATED runs whose turn has come (a child and a parallel run at once; another one
+        when no earlier root run of its session that is not parallel is CREATED or RUNNING) and
+        RUNNING runs, as long as they have no owner or one without a live lease. `lost_by` is set
+        for a RUNNING run with a dead owner. Oldest first. An owner without a live lease of its own
+        gets nothing, so nobody is ever given what is his already.
         """
         ...
 

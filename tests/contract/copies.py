@@ -18,6 +18,7 @@ from orchestrator.core.records import (
     AuditEntry,
     Blob,
     Cursor,
+    Instance,
     Invocation,
     Key,
     Lease,
@@ -91,6 +92,10 @@ async def _surround(store: Store) -> None:
         Cursor(follower="ingress", run_id=made.run_id, seq=4, updated_at=r.AT),
         Blob(name="ours", data=bytes(range(256)) * 9000, created_at=r.AT),
         Blob(name="empty", data=b"", created_at=r.AT),
+        Instance(
+            tenant="ünder", agent_id="Ädam", instance_id="i-1", endpoint="http://i", draining=True,
+            max_concurrency=2, created_at=1, updated_at=2,
+        ),
         Session(tenant="t", session_id="s", user_id="u\0", created_at=1, updated_at=2),
         Key(key_id="key_1", tenant="t", name="é", role="admin", digest=b"\1" * 32,
             limits={"*": "1/s"}, created_at=1, created_by="me", expires_at=2),

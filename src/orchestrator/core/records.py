@@ -69,7 +69,8 @@ class Run(Record, frozen=True, kw_only=True):
     counts owners, `attempt` invocations; `attempt_seq` is the seq of the latest
     `agent_invoke_started`, and `attempting` says that this attempt is not over. `forks` has the
     head at each unclean stop of the host that the run lived through: readers may have seen more
-    than was left, so each begins a generation of the log.
+    than was left, so each begins a generation of the log. A `parallel` run neither waits for its
+    session nor holds it.
     """
 
     TABLE = "runs"
@@ -92,6 +93,7 @@ class Run(Record, frozen=True, kw_only=True):
     depth: int = 0
     request_id: str | None = None
     labels: dict[str, str] = {}
+    parallel: bool = False
     message_id: str
     trimmed: bool = False
     error_code: str | None = None
@@ -167,6 +169,24 @@ class Agent(Record, frozen=True, kw_only=True, weakref=True):
     draining: bool = False
     operator: bool = True
     scopes: list[str] | None = None
+    last_heartbeat: int | None = None
+    created_at: int
+    updated_at: int
+
+
+class Instance(Record, frozen=True, kw_only=True):
+    """One endpoint of an agent; `last_heartbeat` is None for one that never sent any."""
+
+    TABLE = "instances"
+    KEY: ClassVar[tuple[str, ...]] = ("tenant", "agent_id", "instance_id")
+    tenant: str
+    agent_id: str
+    instance_id: str
+    endpoint: str
+    version: str | None = None
+    operator: bool = True
+    max_concurrency: int | None = None
+    draining: bool = False
     last_heartbeat: int | None = None
     created_at: int
     updated_at: int

@@ -19,6 +19,7 @@ from orchestrator.core.records import (
     Blob,
     Cursor,
     IdempotencyKey,
+    Instance,
     Invocation,
     Lease,
     Message,
@@ -205,13 +206,18 @@ class TheRecords:
     async def test_records_come_back_equal(self, store: Store) -> None:
         agent = r.agent("a", capabilities=["x", "ü"], auth=b"\x00sealed", max_concurrency=3)
         session = Session(tenant="default", session_id="s9", created_at=1, updated_at=2)
+        instance = Instance(
+            tenant="default", agent_id="a", instance_id="i", endpoint="http://i", draining=True,
+            created_at=1, updated_at=2,
+        )  # fmt: skip
         timer = Timer(run_id="run_1", kind="deadline", due_at=5)
         cursor = Cursor(follower="f", run_id="run_1", seq=7, updated_at=1)
         said = r.message(1, content=[{"type": "text", "text": "ö\u0000"}], metadata={"a": None})
-        rows = (agent, session, timer, cursor)
+        rows = (agent, instance, session, timer, cursor)
         await committed(store, Op(writes=tuple(Put(row) for row in rows)))
         await committed(store, Op(writes=(Insert(said),)))
         assert await store.get(Agent, "default", "a") == agent
+        assert await store.get(Instance, "default", "a", "i") == instance
         assert await store.get(Session, "default", "s9") == session
         assert await store.get(Timer, "run_1", "deadline") == timer
         assert await store.get(Cursor, "f", "run_1") == cursor
@@ -311,6 +317,17 @@ class TheOwners:
         await committed(store, r.begin(first))
         assert await store.claim("me", 10) == []
         await committed(store, r.end(first))
+        assert [c.run.run_id for c in await store.claim("me", 10)] == [second.run_id]
+
+    async def test_a_parallel_run_neither_waits_for_its_session_nor_holds_it(
+        self, store: Store
+    ) -> None:
+        first, beside, second = r.run(1), r.run(2, parallel=True), r.run(3)
+        await committed(store, *map(r.accept, (first, beside)))
+        await store.renew("me", TTL)
+        claimed = await store.claim("me", 10)
+        assert [c.run.run_id for c in claimed] == [first.run_id, beside.run_id]
+        await committed(store, r.begin(first), r.begin(beside), r.accept(second), r.end(first))
         assert [c.run.run_id for c in await store.claim("me", 10)] == [second.run_id]
 
     async def test_claims_are_bounded_and_narrowed(self, store: Store) -> None:

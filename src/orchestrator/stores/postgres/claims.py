@@ -18,10 +18,11 @@ WITH ready AS (
     WHERE r.status IN ('CREATED', 'RUNNING')
       AND (r.owner IS NULL OR NOT EXISTS (
         SELECT 1 FROM leases AS l WHERE l.owner = r.owner AND l.expires_at > {_NOW}))
-      AND (r.status = 'RUNNING' OR r.parent_run_id IS NOT NULL OR NOT EXISTS (
+      AND (r.status = 'RUNNING' OR r.parent_run_id IS NOT NULL OR r.parallel OR NOT EXISTS (
         SELECT 1 FROM runs AS e
         WHERE e.tenant = r.tenant AND e.session_id = r.session_id AND e.key < r.key
-          AND e.status IN ('CREATED', 'RUNNING') AND e.parent_run_id IS NULL))
+          AND e.status IN ('CREATED', 'RUNNING') AND e.parent_run_id IS NULL
+          AND NOT e.parallel))
       AND EXISTS (SELECT 1 FROM leases AS m WHERE m.owner = $2 AND m.expires_at > {_NOW})
       AND {{narrowed}}
     ORDER BY r.key LIMIT $3 FOR NO KEY UPDATE OF r SKIP LOCKED

@@ -18,10 +18,10 @@ _READY: Final = f"""
 SELECT r.key, r.owner, r.status FROM runs AS r
 WHERE r.status IN ('CREATED', 'RUNNING')
   AND (r.owner IS NULL OR r.owner NOT IN ({_LIVING}))
-  AND (r.status = 'RUNNING' OR r.parent_run_id IS NOT NULL OR NOT EXISTS (
+  AND (r.status = 'RUNNING' OR r.parent_run_id IS NOT NULL OR r.parallel OR NOT EXISTS (
     SELECT 1 FROM runs AS e
     WHERE e.tenant = r.tenant AND e.session_id = r.session_id AND e.key < r.key
-      AND e.status IN ('CREATED', 'RUNNING') AND e.parent_run_id IS NULL))
+      AND e.status IN ('CREATED', 'RUNNING') AND e.parent_run_id IS NULL AND NOT e.parallel))
   AND {{narrowed}}
 ORDER BY r.key LIMIT ?
 """

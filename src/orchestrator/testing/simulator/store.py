@@ -208,10 +208,10 @@ def _ready(tables: Tables, owner: str, now: int, run_ids: Sequence[str]) -> list
     for run in holding:
         place = (run.tenant, run.session_id)
         waits = run.status is not RunState.RUNNING and place in busy
-        if run.parent_run_id is None:
-            busy.add(place)
-        elif run.status is RunState.CREATED:
+        if run.parallel or run.parent_run_id is not None:
             waits = False
+        else:
+            busy.add(place)
         if not waits and run.owner not in living and (not run_ids or run.run_id in run_ids):
             ready.append(run)
     return ready
