@@ -56,7 +56,8 @@ renamed or removed. A field with a question mark may be absent.
 Events of the *delta class* change no state. With `DURABILITY=balanced` they may reach a reader up
 to a second before they are safe from a power cut, see [delivery](delivery.md). A stream that had
 shown more than was left says so with a frame that is no event of the log and has no id:
-`event: log_reset`, `data: {"after_seq":17}`. Forget what came after that seq; it comes again.
+`event: log_reset`, `data: {"after_seq":17}`. Forget what came after that seq; it comes again. In
+the stream of a session it has the `run_id`, too.
 """
 
 STATES_HEAD: Final = """# States

@@ -11,11 +11,21 @@ import pytest
 from orchestrator import settings
 from orchestrator.api import admission
 from orchestrator.clients import fetch, native, refusal
-from orchestrator.core import credentials, errors, ratelimit, values
+from orchestrator.core import credentials, errors, ratelimit, values, wellness
 from orchestrator.core.errors import AgentFailure, OrchestratorError
 from orchestrator.core.events import CATALOGUE
 from orchestrator.core.records import Retry
-from orchestrator.engine import access, audit, intake, keys, limits, pusher, registry, tokens
+from orchestrator.engine import (
+    access,
+    audit,
+    heartbeats,
+    intake,
+    keys,
+    limits,
+    prober,
+    pusher,
+    tokens,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 SKIPPED = {".venv", ".git", "node_modules", ".pytest_cache", "src"}  # src: a part of API.md
@@ -151,6 +161,9 @@ def test_every_promise_is_proven_or_says_that_it_is_not() -> None:
 SETTINGS = limits.EngineSettings()
 STATED = {
     "depth of a tree of runs": str(limits.DEPTH_MAX),
+    "open children of a run": f"{limits.CHILDREN_MAX},",
+    "runs shown of a tree": f"{limits.TREE_MAX:,},",
+    "runs that wait in a session": f"{limits.SESSION_QUEUE_MAX},",
     "transcript sent to an agent": (
         f"the newest {limits.TRANSCRIPT_MESSAGES} messages, "
         f"at most {limits.TRANSCRIPT_BYTES >> 10} KiB"
@@ -167,10 +180,15 @@ STATED = {
     "attempts of a run (`retry.max_attempts`)": str(Retry().max_attempts),
     "undelivered pushes to the ingress": f"{pusher.GRACE_MS // 1000} s",
     "runs remembered for the ingress": f"{pusher.TRACKS_MAX:,}",
-    "heartbeat of an agent": f"every {registry.HEARTBEAT_S} s",
+    "heartbeat of an agent": f"every {heartbeats.HEARTBEAT_S} s",
     "a credential in a request": f"{admission.SHOWN_MAX >> 10} KiB",
     "a token of ours": f"{credentials.TOKEN_MAX:,} characters",
     "`ADMIN_KEY`, a key in `SECRET_KEY`": f"at least {settings.ADMIN_KEY_MIN} ",
+    "runs that wait for a free instance": f"{limits.AGENT_QUEUE_MAX:,},",
+    "instances of an agent": f"{limits.INSTANCES_MAX:,}",
+    "question for an agent's health": f"every {prober.PROBE_S:g} s",
+    "ejection of an instance": f"{wellness.EJECTED_S:g} s",
+    "an instance is forgotten": f"after {wellness.GONE_AFTER_MS // 3_600_000} h",
     "limits remembered at a time": f"{ratelimit.SIZE:,}",
     "limits of a key": str(keys.LIMITS_MAX),
     "life of the old key of a rotation": f"{keys.OVERLAP_S:,} s",

@@ -29,6 +29,7 @@ END: Final = b"0\r\n\r\n"
 BLOCK: Final = 512
 """How many deltas of a burst are one chunk."""
 _LENGTH: Final = b"content-length:"
+_NO_HEALTH: Final = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 
 
 class _Message(msgspec.Struct):
@@ -156,6 +157,10 @@ class Stream(asyncio.Protocol):
         self._received += data
         head, found, body = self._received.partition(b"\r\n\r\n")
         if not found:
+            return
+        if head.startswith(b"GET"):  # the server asks how we are
+            self._received = body
+            self.write(_NO_HEALTH)
             return
         length = int(head.lower().partition(_LENGTH)[2].partition(b"\r\n")[0])
         if len(body) >= length:

@@ -8,14 +8,14 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 from urllib.parse import quote
 
 import msgspec
 import uvicorn
 
 import orchestrator
-from orchestrator.api import APISettings, create_app
+from orchestrator.api import APISettings, create_app, heartbeats
 from orchestrator.api.inprocess import InProcess
 from orchestrator.api.protocol import HTTPProtocol
 from orchestrator.buses.local import LocalBus
@@ -108,6 +108,7 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
             signer=box,
             identity=_identity(settings, http, world),
             push=IngressPush(http, settings.ingress_url) if settings.ingress_url else None,
+            probe=HTTPProbe(http),
         )
         yield Engine(outside, _engine_settings(settings))
 
@@ -361,9 +362,10 @@ def _uvicorn(engine: Engine, settings: Settings) -> uvicorn.Config:
         cors_origins=settings.cors_origins,
         keep_alive_s=settings.keep_alive_ms / 1000,
     )
+    protocol = partial(HTTPProtocol, beats=heartbeats(engine, api))
     return uvicorn.Config(
         create_app(engine, settings=api),
-        http=HTTPProtocol,
+        http=cast("type[asyncio.Protocol]", protocol),  # it is only called
         loop="none",
         lifespan="off",
         ws="none",

@@ -4,15 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import msgspec
 import pytest
 import uvicorn
 
-from orchestrator.api import APISettings, create_app
+from orchestrator.api import APISettings, create_app, heartbeats
 from orchestrator.api.protocol import HTTPProtocol
 from orchestrator.api.routes import ROUTES
 from orchestrator.api.table import Route
@@ -109,9 +110,11 @@ async def serving(
 ) -> AsyncIterator[Client]:
     """Serve the API of an engine on the database at `path`; `engine` are the engine's settings."""
     async with running(path, script, **(engine or {})) as rig:
+        wanted = APISettings(**settings)
+        protocol = partial(HTTPProtocol, beats=heartbeats(rig.engine, wanted))
         config = uvicorn.Config(
-            create_app(rig.engine, APISettings(**settings), routes),
-            host="127.0.0.1", port=0, http=HTTPProtocol, lifespan="off", ws="none",
+            create_app(rig.engine, wanted, routes),
+            host="127.0.0.1", port=0, http=cast("Any", protocol), lifespan="off", ws="none",
             log_config=None, timeout_graceful_shutdown=1,
         )  # fmt: skip
         server = uvicorn.Server(config)

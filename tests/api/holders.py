@@ -119,13 +119,15 @@ class Matrix:
         self._made += 1
         mark = f"{TENANTS[tenant]}-{self._made}"
         place = {"tenant": tenant, "agent_id": f"agent-{mark}", "session_id": f"session-{mark}"}
-        agent = Registration(
-            tenant=tenant, agent_id=place["agent_id"], name=mark, endpoint=f"http://{mark}"
-        )
-        await self.rig.engine.agents.register(agent, local(tenant))
+        caller = f"caller-{mark}"  # one that calls the agent, for none may call itself
+        for agent_id in (place["agent_id"], caller):
+            agent = Registration(
+                tenant=tenant, agent_id=agent_id, name=mark, endpoint=f"http://{mark}"
+            )
+            await self.rig.engine.agents.register(agent, local(tenant))
         ended = await self.rig.invoke(mark, **place)
         await self.rig.engine.runs.wait(ended.run_id, 10, tenant)
-        going = await self._going(**place, context={"user_id": mark})
+        going = await self._going(**place | {"agent_id": caller}, context={"user_id": mark})
         key = await self.key(tenant, "admin", mark)
         return Place(**place, ended=ended.run_id, going=going, key_id=id_of(key))
 

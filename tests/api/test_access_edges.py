@@ -87,12 +87,13 @@ async def test_an_agents_key_begins_no_run_of_its_own_and_ends_no_others(tmp_pat
         key = (await made_key(api, role="agent"))["key"]
         alone = await api.post("/v1/agents/demo:invoke", HELLO, **bearer(key))
         assert alone.status == 403
+        await api.rig.register("below")
         parent, _ = await started(api, session_id="s")
         body = HELLO | {"parent_run_id": parent, "idempotency_key": "k", "on_disconnect": "keep"}
-        async with api.open("POST", "/v1/agents/demo:invoke", body, **bearer(ADMIN)) as answer:
+        async with api.open("POST", "/v1/agents/below:invoke", body, **bearer(ADMIN)) as answer:
             child = answer[1]["x-run-id"]
         again = body | {"on_disconnect": "cancel"}
-        async with api.open("POST", "/v1/agents/demo:invoke", again, **bearer(key)) as answer:
+        async with api.open("POST", "/v1/agents/below:invoke", again, **bearer(key)) as answer:
             assert answer[1]["x-run-id"] == child
             await answer[2].readuntil(b"\n\n")
         await started(api, session_id="s2")  # time for the hang-up to be noticed

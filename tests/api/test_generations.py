@@ -1,7 +1,9 @@
 """After a power loss a reader is told what it saw in vain, and goes on with what was left."""
 
+import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from orchestrator.api.streams import Resume, resume_point
@@ -10,11 +12,12 @@ from orchestrator.core.events import AgentStreamDelta, RunDone, draft
 from orchestrator.core.ops import Op
 from orchestrator.core.records import Run
 from orchestrator.core.states import RunState
+from orchestrator.engine.session_tail import SessionCursor
 from orchestrator.stores.sqlite import open_store
 from orchestrator.testing import records as r
 from orchestrator.testing.fake_world import FakeWorld
 
-from .conftest import serving
+from .conftest import Client, serving
 
 
 @pytest.mark.parametrize(
@@ -107,3 +110,37 @@ async def test_a_reader_that_saw_more_is_reset(tmp_path: Path) -> None:
         assert agreeing.raw.startswith(b"id: 6.1\nevent: run_done\n")
         assert (await api.get(path, Last_Event_ID="6.1")).status == 204
         assert (await api.get(f"{path}?after_seq=9")).status == 204
+
+
+async def test_a_reader_of_a_session_that_saw_more_is_reset(tmp_path: Path) -> None:
+    made = await _left_open(tmp_path / "o.db", "first")
+    store = await open_store(f"file:{tmp_path}/left.db", world=FakeWorld(boot_id="second"))
+    await store.commit(r.append(made, *r.deltas(2)))
+    await store.close()
+    older = SessionCursor(seqs={made.run_id: 9, "run_gone": 3, "run_done": -1})
+    newer = SessionCursor(done=1, seqs={made.run_id: 9})
+    async with serving(tmp_path / "left.db") as api:
+        for read in (older, newer):
+            frames = await _frames(api, read.text(), 3)
+            reset = f'{{"run_id":"{made.run_id}","after_seq":5}}'
+            assert frames[0] == {"event": "log_reset", "data": reset}
+            assert [msgspec.json.decode(one["data"])["seq"] for one in frames[1:]] == [6, 7]
+            cursor = SessionCursor.parse(frames[1]["id"])
+            assert (cursor.seqs, cursor.forks) == ({made.run_id: 6}, {made.run_id: 1})
+            [after] = await _frames(api, frames[1]["id"], 1)
+            assert msgspec.json.decode(after["data"])["seq"] == 7, "it is told once"
+
+
+async def _frames(api: Client, last_event_id: str, count: int) -> list[dict[str, str]]:
+    """Return the first frames of a session's stream after a cursor."""
+    found = []
+    sent = {"Last_Event_ID": last_event_id}
+    async with (
+        asyncio.timeout(10),
+        api.open("GET", "/v1/sessions/s1/events", **sent) as (status, _, reader),
+    ):
+        assert status == 200
+        for _ in range(count):
+            lines = (await reader.readuntil(b"\n\n")).decode().split("\n")
+            found.append(dict(line.split(": ", 1) for line in lines if ": " in line))
+    return found

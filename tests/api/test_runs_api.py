@@ -283,7 +283,8 @@ async def test_a_child_answers_in_the_frames_of_the_agent_protocol(tmp_path: Pat
         parent = (await api.post("/internal/invoke", invocation("parent"))).json["run_id"]
         await until(lambda: api.rig.agent.open_now == 1)
         body = {"parent_run_id": parent, "input_message": {"content": "child"}}
-        answer = await api.post("/v1/agents/demo:invoke", body)
+        await api.rig.register("below")
+        answer = await api.post("/v1/agents/below:invoke", body)
         child = answer.headers["x-run-id"]
         names = [line for line in answer.raw.split(b"\n") if line.startswith(b"event: ")]
         assert names == [b"event: state", b"event: delta", b"event: done"]

@@ -81,6 +81,7 @@ async def test_a_token_in_the_address_is_for_streams_and_no_key_goes_there(tmp_p
 
 async def test_an_attempts_token_opens_its_own_run_and_those_below(tmp_path: Path) -> None:
     async with keyed(tmp_path) as api:
+        await api.rig.register("below")
         run, call = await started(api, session_id="s")
         other, _ = await started(api, session_id="s2")
         shown = bearer(run_token(call))
@@ -90,7 +91,7 @@ async def test_an_attempts_token_opens_its_own_run_and_those_below(tmp_path: Pat
         assert (await api.get("/v1/sessions/s2/messages", **shown)).status == 404
         assert (await api.post("/internal/invoke", invocation(), **shown)).status == 403
         child_body = {"input_message": {"content": "hi"}}
-        async with api.open("POST", "/v1/agents/demo:invoke", child_body, **shown) as answer:
+        async with api.open("POST", "/v1/agents/below:invoke", child_body, **shown) as answer:
             assert answer[0] == 200
             child = answer[1]["x-run-id"]
             await until(lambda: api.rig.agent.calls[-1].run_id == child)
@@ -99,7 +100,7 @@ async def test_an_attempts_token_opens_its_own_run_and_those_below(tmp_path: Pat
             assert (await api.get(f"/v1/runs/{run}", **below)).status == 404
             assert (await api.get("/v1/sessions/s/messages", **below)).status == 403
         foreign = child_body | {"parent_run_id": other}
-        assert (await api.post("/v1/agents/demo:invoke", foreign, **shown)).status == 404
+        assert (await api.post("/v1/agents/below:invoke", foreign, **shown)).status == 404
 
 
 async def test_a_childs_token_is_never_wider_than_its_parents(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from orchestrator.stores.copying import Copied, Told
 from orchestrator.stores.postgres.clock import WorldClock
 from orchestrator.testing import records as r
 from orchestrator.testing.fake_world import FakeWorld
-from orchestrator.testing.store_contract import committed
+from orchestrator.testing.records import committed
 
 from .. import postgres as running
 

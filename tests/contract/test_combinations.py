@@ -18,6 +18,7 @@ import pytest
 from orchestrator.buses.local import LocalBus
 from orchestrator.buses.null import NullBus
 from orchestrator.buses.postgres import PostgresBus
+from orchestrator.engine import SessionEvent
 from orchestrator.ports import Bus, Hear, Hint, Mailbox, Store
 from orchestrator.stores.postgres import open_store as postgresql
 from orchestrator.stores.sqlite import open_store as sqlite
@@ -156,8 +157,10 @@ async def told(place: Place, traffic: Traffic) -> None:
             seqs = [seq async for batch in batches for seq in batch.seqs]
         async with asyncio.timeout(20), rig.engine.tails.session("default", "s1") as sessions:
             later = await rig.invoke()
-            async for events in sessions:
-                if (events[-1].run_id, events[-1].event.type) == (later.run_id, "run_done"):
+            async for items in sessions:
+                last = items[-1]
+                assert isinstance(last, SessionEvent), "nothing was lost"
+                if (last.run_id, last.event.type) == (later.run_id, "run_done"):
                     break
     assert seqs == list(range(1, 8))
     assert traffic.published > 2 * len(seqs)

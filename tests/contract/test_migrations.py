@@ -21,7 +21,8 @@ from orchestrator.stores.steps import Step
 from orchestrator.testing import records as r
 from orchestrator.testing import store_contract as contract
 from orchestrator.testing.fake_world import FakeWorld
-from orchestrator.testing.store_contract import committed, seqs
+from orchestrator.testing.records import committed
+from orchestrator.testing.store_contract import seqs
 
 from .. import postgres
 from .tomorrow import Base, File, Place, knowing, tables, tomorrow

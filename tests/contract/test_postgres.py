@@ -36,7 +36,8 @@ from orchestrator.stores.postgres.tables import TABLES
 from orchestrator.testing import records as r
 from orchestrator.testing import store_contract as contract
 from orchestrator.testing.fake_world import FakeWorld
-from orchestrator.testing.store_contract import committed, seqs
+from orchestrator.testing.records import committed
+from orchestrator.testing.store_contract import seqs
 from orchestrator.world import RealWorld
 
 from .. import postgres

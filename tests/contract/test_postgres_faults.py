@@ -26,7 +26,8 @@ from orchestrator.stores.postgres.heads import Head
 from orchestrator.stores.postgres.line import Line
 from orchestrator.stores.postgres.segments import bucket_of
 from orchestrator.testing import records as r
-from orchestrator.testing.store_contract import committed, seqs, stored
+from orchestrator.testing.records import committed, stored
+from orchestrator.testing.store_contract import seqs
 from orchestrator.world import RealWorld
 
 from .. import postgres

@@ -64,7 +64,7 @@ def test_an_answer_is_streamed_and_its_outcome_is_the_code(cli: Command) -> None
 
 
 def test_sessions_go_on(cli: Command) -> None:
-    cli("invoke", "demo", "blue", "--session", "talk")
+    cli("invoke", "demo", "blue", "--session", "talk", "--on-busy", "reject")
     assert "“blue”" in cli("invoke", "demo", "remember", "--session", "talk").stdout
 
 

@@ -67,6 +67,30 @@ def test_a_run_of_one_is_read_at_the_other_word_for_word(two: Two) -> None:
     assert there[-1]["ts"] - there[3]["ts"] > 200
 
 
+def test_an_instance_registered_at_one_gets_runs_of_the_other(two: Two) -> None:
+    """Within about a second: the other server looks no more often."""
+    read(two.other, begin(two.other, "hi"))
+    agent = request("GET", f"{two.one.url}/v1/agents/demo").json()
+    again = {"agent_id": "demo", "name": "Demo", "endpoint": agent["endpoint"]}
+    registered = f"{two.one.url}/v1/agents/register"
+    assert request("POST", registered, again | {"instance_id": "second"}).status == 200
+    shown = request("GET", f"{two.other.url}/v1/agents/demo").json()
+    assert [one["instance_id"] for one in shown["instances"]] == ["default", "second"]
+
+    def called() -> set[str]:
+        events = [event for _ in range(4) for event in read(two.other, begin(two.other, "hi"))]
+        started = [e["payload"] for e in events if e["type"] == "agent_invoke_started"]
+        return {payload["instance_id"] for payload in started}
+
+    until(lambda: called() == {"default", "second"}, "the other calls both")
+    gone = f"{two.one.url}/v1/agents/demo?instance_id=default"
+    assert request("DELETE", gone).status == 200
+    until(lambda: called() == {"second"}, "the other calls only who is left")
+    assert request("POST", f"{two.other.url}/v1/agents/demo/heartbeat").status == 200
+    beat = f"{two.one.url}/v1/agents/demo"
+    until(lambda: request("GET", beat).json()["status"] == "healthy", "one sees the heartbeat")
+
+
 def test_a_cancel_at_the_other_closes_the_agents_stream(two: Two) -> None:
     run_id = begin(two.one, "hang")
     until(

@@ -3,11 +3,6 @@
 import asyncio
 from pathlib import Path
 
-import pytest
-
-from orchestrator.core.errors import (
-    Unsupported,
-)
 from orchestrator.core.frames import Delta, Done
 from orchestrator.core.records import Timeouts
 from orchestrator.core.states import RunState
@@ -69,11 +64,3 @@ async def test_a_run_that_ends_while_the_engine_gives_up_on_it_is_no_ones_end(
         assert (await rig.types(run))[-1] == "run_cancelled"
         rig.agent.script = say
         assert (await rig.ended(await rig.invoke())).status is RunState.DONE
-
-
-async def test_other_ways_of_being_busy_are_named_as_unsupported(
-    tmp_path: Path,
-) -> None:
-    async with running(tmp_path / "o.db") as rig:
-        with pytest.raises(Unsupported):
-            await rig.invoke(on_busy="interrupt")

@@ -295,8 +295,8 @@ async def test_a_child_hangs_below_its_parent_where_its_agent_says_nothing(
         async with running(tmp_path / "o.db", hang) as rig:
             parent = await rig.invoke(traceparent=CALLER, tracestate="foo=1")
             await until(lambda: rig.agent.open_now)
-            silent = await rig.invoke(parent_run_id=parent.run_id)
-            spoken = await rig.invoke(parent_run_id=parent.run_id, traceparent=CALLER)
+            silent = await rig.child(parent)
+            spoken = await rig.child(parent, traceparent=CALLER)
             await until(lambda: rig.agent.open_now == 3)
             await rig.engine.runs.cancel(parent.run_id, "enough")
             await until(lambda: not rig.agent.open_now)

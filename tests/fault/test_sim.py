@@ -21,14 +21,14 @@ MODULE: Final = "orchestrator.testing.simulator"
 COMMAND: Final = "./orchestrator prove sim --seed"
 
 FAULTS: Final = (
-    "agent_done", "agent_eof", "agent_error", "agent_final", "agent_hang", "agent_pause",
-    "agent_protocol", "agent_silent", "agent_status", "agent_unavailable", "cancel", "child",
-    "clock_jump_back", "clock_jump_forward", "contradiction", "double_click", "drain", "hint_bare",
-    "hint_late", "hint_twice", "kill", "log_reset", "power_loss", "power_loss_took_commits",
-    "push_answer_lost", "push_refused", "reader_hangs_up", "refused_epoch", "refused_exists",
-    "refused_state", "refused_version", "repeat", "rerun", "short_cut", "shown_deltas_lost",
-    "slow_sync", "storage_full", "store_deaf", "store_fails", "store_hangs", "store_lost",
-    "store_unavailable",
+    "agent_cycle", "agent_done", "agent_eof", "agent_error", "agent_final", "agent_hang",
+    "agent_pause", "agent_protocol", "agent_silent", "agent_status", "agent_unavailable", "cancel",
+    "child", "clock_jump_back", "clock_jump_forward", "contradiction", "double_click", "drain",
+    "hint_bare", "hint_late", "hint_twice", "kill", "log_reset", "power_loss",
+    "power_loss_took_commits", "push_answer_lost", "push_refused", "reader_hangs_up",
+    "refused_epoch", "refused_exists", "refused_state", "refused_version", "repeat", "rerun",
+    "session_busy", "session_reset", "short_cut", "shown_deltas_lost", "slow_sync", "storage_full",
+    "store_deaf", "store_fails", "store_hangs", "store_lost", "store_unavailable",
 )  # fmt: skip
 """Every kind of fault; over the seeds of one run of the rig none may be missing."""
 

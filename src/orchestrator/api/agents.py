@@ -4,7 +4,7 @@ from starlette.types import ASGIApp
 
 from orchestrator.api.calls import Call, one_of, required
 from orchestrator.api.problems import json_response
-from orchestrator.api.runs import DISCONNECTS, cancelling, idempotency_key, trace_context
+from orchestrator.api.runs import DISCONNECTS, Line, idempotency_key, trace_context
 from orchestrator.api.sessions import rfc3339
 from orchestrator.api.shapes import (
     AgentAnswer,
@@ -19,10 +19,10 @@ from orchestrator.api.shapes import (
 )
 from orchestrator.api.streams import EventStream, agent_frames
 from orchestrator.core import values
-from orchestrator.core.errors import Forbidden, InvalidRequest, NotFound, RunNotFound
+from orchestrator.core.errors import Forbidden, InvalidRequest, RunNotFound
 from orchestrator.core.records import Agent, Retry, Timeouts
 from orchestrator.core.secret import Secret
-from orchestrator.engine import Accepted, Invoke, Registration
+from orchestrator.engine import Accepted, Found, Invoke, Registration, Seen
 
 
 async def register(call: Call) -> ASGIApp:
@@ -66,35 +66,37 @@ async def find(call: Call) -> ASGIApp:
 
 async def show(call: Call) -> ASGIApp:
     """Return one agent."""
-    return json_response(_detail(await call.engine.agents.get(call.path("agent_id"), call.tenant)))
+    return json_response(_detail(await call.engine.agents.look(call.path("agent_id"), call.tenant)))
 
 
 async def heartbeat(call: Call) -> ASGIApp:
-    """Note that an agent lives."""
-    agent = await _instance(call)
-    await call.engine.agents.heartbeat(agent.agent_id, call.caller)
+    """Note that an instance lives."""
+    named = await _instance(call)
+    await call.engine.agents.heartbeat(call.path("agent_id"), call.caller, named)
     return json_response(OkAnswer(ok=True))
 
 
 async def drain(call: Call) -> ASGIApp:
-    """Give an agent no more runs until it registers again."""
-    agent = await _instance(call)
-    await call.engine.agents.drain(agent.agent_id, call.caller)
+    """Give an instance, or all of them, no more runs until it registers again."""
+    named = await _instance(call)
+    await call.engine.agents.drain(call.path("agent_id"), call.caller, named)
     return json_response(OkAnswer(ok=True))
 
 
 async def remove(call: Call) -> ASGIApp:
-    """Forget an agent; its runs stay."""
-    await call.engine.agents.remove(call.path("agent_id"), call.caller)
+    """Forget an instance, or the agent; its runs stay."""
+    named = await _instance(call)
+    await call.engine.agents.remove(call.path("agent_id"), call.caller, named)
     return json_response(OkAnswer(ok=True))
 
 
-async def _instance(call: Call) -> Agent:
+async def _instance(call: Call) -> str | None:
+    """Return which instance is meant, in the body or the query; raises InvalidRequest for two."""
     body = await call.body(InstanceBody, optional=True)
-    agent = await call.engine.agents.get(call.path("agent_id"), call.tenant)
-    if body.instance_id and agent.instance_id and body.instance_id != agent.instance_id:
-        raise NotFound(f"agent {agent.agent_id} has no instance {body.instance_id[:80]!r}")
-    return agent
+    named = {name for name in (body.instance_id, call.query("instance_id")) if name}
+    if len(named) > 1:
+        raise InvalidRequest("instance_id came twice, and they differ; send one")
+    return named.pop() if named else None
 
 
 async def invoke(call: Call) -> ASGIApp:
@@ -124,7 +126,7 @@ async def invoke(call: Call) -> ASGIApp:
         agent_frames,
         call.settings.keep_alive_s,
         run_id=run_id,
-        hung_up=cancelling(call, run_id) if _ends_it(call, body, accepted) else None,
+        line=Line(call, run_id, keeps=not _ends_it(call, body, accepted)),
         watch=call.watch,
     )
 
@@ -161,13 +163,8 @@ def _listed(agent: Agent) -> AgentAnswer:
     )
 
 
-def _detail(agent: Agent) -> AgentDetailAnswer:
-    instance = InstanceAnswer(
-        instance_id=agent.instance_id or "default",
-        endpoint=agent.endpoint,
-        status=agent.status,
-        last_heartbeat_at=agent.last_heartbeat,
-    )
+def _detail(found: Found) -> AgentDetailAnswer:
+    agent = found.agent
     return AgentDetailAnswer(
         agent_id=agent.agent_id,
         name=agent.name,
@@ -181,9 +178,24 @@ def _detail(agent: Agent) -> AgentDetailAnswer:
         on_lost=agent.on_lost,
         timeouts=agent.timeouts,
         retry=agent.retry,
-        instances=[instance],
+        instances=[_seen(one) for one in found.instances],
         version=agent.version,
         max_concurrency=agent.max_concurrency,
         has_auth=agent.auth is not None,
         scopes=agent.scopes,
+    )
+
+
+def _seen(seen: Seen) -> InstanceAnswer:
+    instance = seen.instance
+    return InstanceAnswer(
+        instance_id=instance.instance_id,
+        endpoint=instance.endpoint,
+        status=seen.status,
+        last_heartbeat_at=instance.last_heartbeat,
+        version=instance.version,
+        max_concurrency=instance.max_concurrency,
+        in_flight=seen.in_flight,
+        ejected_until=seen.ejected_until,
+        last_error=seen.last_error,
     )

@@ -10,6 +10,8 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.api.admission import admit
+from orchestrator.api.beats import NAME as HEARTBEAT
+from orchestrator.api.beats import Beats
 from orchestrator.api.calls import APISettings, Call
 from orchestrator.api.keyless import KeylessAccess
 from orchestrator.api.problems import problem, refusal
@@ -36,13 +38,30 @@ def create_app(
     settings = replace(settings, route_names=frozenset(route.name for route in routes))
     router = Router(list(_paths(routes, engine, settings)), redirect_slashes=False)
     router.default = _nothing_here
-    app: ASGIApp = router
+    app: ASGIApp = _lean(router, engine, routes)
     if settings.auth_mode != "off":
         app = KeylessAccess(app, engine.access, settings)
     if settings.base_path or settings.trusted_proxies:
         app = Proxied(app, settings.base_path, settings.trusted_proxies)
     app = _Unwound(app)
     return cross_origin(app, settings.cors_origins) if settings.cors_origins else app
+
+
+def heartbeats(engine: Engine, settings: APISettings) -> Beats:
+    """Return what takes heartbeats below ASGI, behind the same rules as the application's."""
+    keyless = None
+    if settings.auth_mode != "off":
+        keyless = KeylessAccess(_nothing_here, engine.access, settings)
+    return Beats(_nothing_here, engine, _heartbeat(ROUTES), keyless)
+
+
+def _lean(app: ASGIApp, engine: Engine, routes: tuple[Route, ...]) -> ASGIApp:
+    known = any(route.name == HEARTBEAT for route in routes)
+    return Beats(app, engine, _heartbeat(routes), None) if known else app
+
+
+def _heartbeat(routes: tuple[Route, ...]) -> Route:
+    return next(route for route in routes if route.name == HEARTBEAT)
 
 
 def _paths(routes: tuple[Route, ...], engine: Engine, settings: APISettings) -> list[Path]:

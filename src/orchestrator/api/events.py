@@ -54,12 +54,7 @@ async def stream(call: Call) -> ASGIApp:
 
     A cursor of a generation that ended in a power loss may lie beyond what was left of it.
     """
-    for name in ("types", "after_ts"):
-        if call.query(name) is not None:
-            raise InvalidRequest(
-                f"{name} chooses the events of a page, and a stream has them all; ask for "
-                "/v1/runs/{run_id}/events without text/event-stream in Accept"
-            )
+    _refuse(call, "types", "after_ts", "limit")
     seen = call.query("cursor") or call.query("after_seq")
     point = resume_point(call.header("last-event-id"), seen)
     run = await call.engine.runs.get(await call.run_id(), call.tenant)
@@ -71,8 +66,18 @@ async def stream(call: Call) -> ASGIApp:
     return run_stream(call, run, point.seq)
 
 
+def _refuse(call: Call, *names: str) -> None:
+    for name in names:
+        if call.query(name) is not None:
+            raise InvalidRequest(
+                f"{name} chooses the events of a page, and a stream has them all; leave it out, or "
+                "ask for /v1/runs/{run_id}/events without text/event-stream in Accept"
+            )
+
+
 async def session_stream(call: Call) -> ASGIApp:
     """Return the stream of all runs of a session; it never ends by itself."""
+    _refuse(call, "types", "after_ts", "after_seq", "limit")
     cursor = call.header("last-event-id") or call.query("cursor")
     batches = call.engine.tails.session(call.tenant, call.session_id(), cursor)
     return EventStream(

@@ -36,12 +36,15 @@ class KeylessAccess:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 403."""
-        asked = scope["type"] == "http" and self._access.keyless
-        why = self._objection(scope) if asked else None
+        why = self.objection(scope) if scope["type"] == "http" else None
         if why is None:
             await self._app(scope, receive, send)
         else:
             await refusal(403, "forbidden", f"{why}: {_FIX}")(scope, receive, send)
+
+    def objection(self, scope: Scope) -> str | None:
+        """Return why a keyless server does not answer a request; None where it may."""
+        return self._objection(scope) if self._access.keyless else None
 
     def _objection(self, scope: Scope) -> str | None:
         if scope["http_version"] == "1.0":

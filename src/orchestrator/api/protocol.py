@@ -4,11 +4,14 @@ import asyncio
 import sys
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from orchestrator.api import beats
+from orchestrator.api.beats import BODY_MAX, Beats
 from orchestrator.api.wire import CONNECTION
 
 HEADER_BYTES: Final = 64 << 10
@@ -16,6 +19,10 @@ HEADER_S: Final = 10.0
 _TOO_LARGE: Final = (431, "headers_too_large", "the headers are over 65536 bytes")
 _TOO_SLOW: Final = (408, "headers_too_slow", "the headers were not complete within 10 s")
 _NO_MEMORY: Final = (503, "unavailable", "there is no memory for this request; try again")
+_BEAT: Final = beats.AFTER.encode()
+_TAKEN: Final = b"HTTP/1.1 200 OK\r\n%b\r\n%b" % (
+    b"".join(b"%b: %b\r\n" % pair for pair in beats.HEADERS), beats.BODY,
+)  # fmt: skip
 _MALFORMED: Final = (400, "malformed_request", "this is not HTTP/1.1 as RFC 9112 has it")
 
 
@@ -50,10 +57,12 @@ class HTTPProtocol(HttpToolsProtocol):
     """One connection: 64 KiB and 10 s until the headers of a request are complete."""
 
     # With our own fields in its dict a connection would have too many for Python to share its keys.
-    __slots__ = ("_clock", "_header_bytes", "_in_headers", "left")
+    __slots__ = ("_beat", "_beats", "_clock", "_header_bytes", "_in_headers", "left")
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, beats: Beats | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._beats = beats
+        self._beat: bytes | None = None
         self._header_bytes = 0
         self._in_headers = True
         self._clock: asyncio.TimerHandle | None = None
@@ -94,13 +103,57 @@ class HTTPProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._stop_clock()
         self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]  # ours, beside ASGI's
-        super().on_headers_complete()
+        if self._beats is not None and self.url.endswith(_BEAT) and self._is_plain():
+            self._beat = b""  # until all of it is there
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Keep the body of what may be a heartbeat until it is whole."""
+        if self._beat is None:
+            super().on_body(body)
+        else:
+            self._beat += body
+            if len(self._beat) > BODY_MAX:
+                self._is_none()
 
     def on_message_complete(self) -> None:
         """The next bytes are headers again."""
-        super().on_message_complete()
+        if self._beat is not None and not self._is_taken():
+            self._is_none()
+        if self._beat is None:
+            super().on_message_complete()
+        self._beat = None
         self._in_headers = True
         self._header_bytes = 0
+
+    def _is_plain(self) -> bool:
+        """Return whether a request is one of HTTP/1.1 that nothing before it holds up."""
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        idle = cycle is None or cycle.response_complete
+        plain = idle and not self.expect_100_continue and not self.parser.should_upgrade()
+        return plain and self.parser.get_http_version() == "1.1" and b"%" not in self.url
+
+    def _is_taken(self) -> bool:
+        """Answer what is a heartbeat that nobody need be asked about: no task, no cycle."""
+        beats, body = self._beats, self._beat
+        keep = self.parser.should_keep_alive() and not self.transport.is_closing()
+        if beats is None or body is None or not keep or self.flow.write_paused:
+            return False
+        self.scope["method"] = self.parser.get_method().decode("ascii")
+        self.scope["path"], self.scope["query_string"] = self.url.decode("latin-1"), b""
+        if not beats.at_once(cast("Scope", self.scope), body):
+            return False
+        self.transport.write(_TAKEN)
+        self.on_response_complete()
+        return True
+
+    def _is_none(self) -> None:
+        """Pass on what was held back: it goes the usual way."""
+        body, self._beat = self._beat, None
+        super().on_headers_complete()
+        if body:
+            super().on_body(body)
 
     def _fits(self, data: bytes) -> bool:
         """Return whether the headers end within the limit although this piece goes beyond it."""

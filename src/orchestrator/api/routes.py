@@ -9,6 +9,7 @@ from orchestrator.api.table import Other, Query, Route
 _LIMIT = Query("limit", "integer", "how many at most (1 to 1000)")
 _CURSOR = Query("cursor", "string", "`next_cursor` of the page before")
 _AFTER_SEQ = Query("after_seq", "integer", "only events with a larger seq")
+_INSTANCE = Query("instance_id", "string", "which instance; the body may say it as well")
 _KEY = Query("Idempotency-Key", "string", "makes the request idempotent, as the body's field does")
 _LAST = Query("Last-Event-ID", "string", "the `id:` of the last event seen; only later ones come")
 _TENANT = Query("tenant", "string", "whose; another than the caller's is for `ADMIN_KEY`")
@@ -17,8 +18,8 @@ _KNOWN = Query("If-None-Match", "string", "the `ETag` of what the caller has")
 _UNCHANGED = Other(status=304, text="the caller has the current one")
 _SICK = Other(status=503, text="not now", answer=s.HealthAnswer)
 _INVOKE = ("session_id", "agent_id", "input_message")
-_TAKING = ("agent_not_found", "idempotency_key_reused", "unsupported", "queue_full", "draining",
-           "agent_draining", "unavailable", "storage_full")  # fmt: skip
+_TAKING = ("agent_not_found", "idempotency_key_reused", "queue_full", "draining", "agent_draining",
+           "unavailable", "storage_full")  # fmt: skip
 
 ROUTES: Final[tuple[Route, ...]] = (
     Route(
@@ -58,7 +59,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         method="POST", path="/internal/invoke", handler=runs.invoke, permission="runs:write",
         name="invoke", summary="Invoke an agent; answered once the run is durable",
         body=s.InvokeBody, requires=_INVOKE, answer=s.InvokeAnswer, headers=(_KEY,),
-        errors=_TAKING,
+        errors=("session_busy", *_TAKING),
     ),
     Route(
         method="POST", path="/v1/runs", handler=runs.start, permission="runs:write",
@@ -66,7 +67,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         summary="Invoke an agent in a session or a new one: in the background, waiting (202 after "
         "50 s), or with its stream as the answer",
         body=s.StartRunBody, requires=("agent_id", "input_message"), answer=s.RunAnswer,
-        status=201, headers=(_KEY,), errors=_TAKING,
+        status=201, headers=(_KEY,), errors=("session_busy", *_TAKING),
         others=(
             Other(status=200, text="the run of a repeated key, the ended run that was waited for, "
                   "or the stream", answer=s.RunAnswer, stream=True),
@@ -81,6 +82,7 @@ ROUTES: Final[tuple[Route, ...]] = (
             Query("status", "string", "comma list of states, in any case"),
             Query("agent_id", "string", "only this agent's"),
             Query("session_id", "string", "only this session's"),
+            Query("parent_run_id", "string", "only those that this run called"),
             Query("created_before", "integer", "only older ones, milliseconds UTC"),
             _CURSOR, _LIMIT,
         ),
@@ -179,7 +181,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         name="list_agents", summary="The registered agents, by name", answer=s.AgentsAnswer,
         query=(
             Query("capability", "string", "only agents that say they have it"),
-            Query("status", "string", "healthy, unhealthy, unknown or draining"),
+            Query("status", "string", "healthy, unknown, degraded, unhealthy or draining"),
         ),
         group="Agents",
     ),
@@ -190,21 +192,24 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="DELETE", path="/v1/agents/{agent_id}", handler=agents.remove,
-        permission="agents:write", name="remove_agent", summary="Forget an agent; its runs stay",
-        answer=s.OkAnswer, errors=("agent_not_found",), group="Agents",
+        permission="agents:write", name="remove_agent",
+        summary="Forget an instance, or the agent with all of them; its runs stay",
+        query=(_INSTANCE,), body=s.InstanceBody, answer=s.OkAnswer,
+        errors=("agent_not_found", "not_found", "conflict"), group="Agents",
     ),
     Route(
         method="POST", path="/v1/agents/{agent_id}/heartbeat", handler=agents.heartbeat,
         permission="agents:write", name="heartbeat",
-        summary="Say that an agent lives; after 90 s of silence it counts as unhealthy",
-        body=s.InstanceBody, answer=s.OkAnswer, errors=("agent_not_found",), group="Agents",
+        summary="Say that an instance lives; after 90 s of silence it counts as unhealthy",
+        query=(_INSTANCE,), body=s.InstanceBody, answer=s.OkAnswer,
+        errors=("agent_not_found", "not_found"), group="Agents",
     ),
     Route(
         method="POST", path="/v1/agents/{agent_id}:drain", handler=agents.drain,
         permission="agents:write", name="drain_agent",
-        summary="Give an agent no more runs until it registers again",
-        also=("/v1/agents/{agent_id}/drain",), body=s.InstanceBody, answer=s.OkAnswer,
-        errors=("agent_not_found",), group="Agents",
+        summary="Give an instance, or all of them, no more runs until it registers again",
+        also=("/v1/agents/{agent_id}/drain",), query=(_INSTANCE,), body=s.InstanceBody,
+        answer=s.OkAnswer, errors=("agent_not_found", "not_found", "conflict"), group="Agents",
     ),
     Route(
         method="POST", path="/v1/agents/{agent_id}:invoke", handler=agents.invoke,
@@ -212,7 +217,8 @@ ROUTES: Final[tuple[Route, ...]] = (
         summary="Run an agent, as a child where `parent_run_id` is given, and answer in the frames "
         "of the agent protocol",
         also=("/v1/agents/{agent_id}/invoke",), body=s.CallAgentBody,
-        requires=("input_message",), headers=(_KEY,), errors=("run_not_active", *_TAKING),
+        requires=("input_message",), headers=(_KEY,),
+        errors=("run_not_active", "agent_cycle", *_TAKING),
         stream="always",
         group="Agents",
     ),

@@ -1,8 +1,7 @@
 """Runs: invoke, read, wait, cancel, run again."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -25,7 +24,7 @@ from orchestrator.api.shapes import (
 from orchestrator.api.streams import EventStream
 from orchestrator.core import values
 from orchestrator.core.batch import Batch
-from orchestrator.core.errors import Forbidden, InvalidRequest, RunEnded, SessionNotFound
+from orchestrator.core.errors import Forbidden, InvalidRequest, SessionNotFound
 from orchestrator.core.records import Run
 from orchestrator.core.states import ENDED
 from orchestrator.core.trace import accepted
@@ -64,17 +63,19 @@ async def _waited_for(call: Call, run_id: str, *, cancel: bool) -> Run:
     waiting = call.engine.runs.wait(run_id, call.settings.wait_s, call.tenant)
     if not cancel:
         return await waiting
+    line = Line(call, run_id)
     try:
         async with asyncio.TaskGroup() as tasks:
             waited = tasks.create_task(waiting, name="wait")
             gone = tasks.create_task(call.gone(), name="caller")
-            await asyncio.wait({waited, gone}, return_when=asyncio.FIRST_COMPLETED)
+            with line.open():
+                await asyncio.wait({waited, gone}, return_when=asyncio.FIRST_COMPLETED)
             waited.cancel()
             gone.cancel()
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from failed
     if waited.cancelled():
-        await cancelling(call, run_id)()
+        await line.hung_up()
         raise ClientDisconnect
     return waited.result()
 
@@ -94,21 +95,33 @@ def run_stream(
         call.settings.keep_alive_s,
         first=first,
         run_id=run_id,
-        hung_up=cancelling(call, run_id) if cancel else None,
+        line=Line(call, run_id) if cancel else None,
         watch=call.watch,
     )
 
 
-def cancelling(call: Call, run_id: str) -> Callable[[], Awaitable[None]]:
-    """Return what ends a run when the reader of its stream has gone."""
+class Line:
+    """Between a caller and the run that he began: when he hangs up, and nobody else waits, it ends.
 
-    async def hung_up() -> None:
-        run = await call.engine.runs.get(run_id, call.tenant)
-        if run.status not in ENDED:
-            with suppress(RunEnded):  # it came to its end meanwhile
-                await call.engine.runs.cancel(run_id, "the caller hung up", call.tenant)
+    With `keeps` he only keeps others from ending it.
+    """
 
-    return hung_up
+    __slots__ = ("_keeps", "_run_id", "_runs", "_tenant")
+
+    def __init__(self, call: Call, run_id: str, *, keeps: bool = False) -> None:
+        self._runs = call.engine.runs
+        self._tenant = call.tenant
+        self._run_id = run_id
+        self._keeps = keeps
+
+    def open(self) -> AbstractContextManager[None]:
+        """Return the time in which the caller waits."""
+        return self._runs.line(self._run_id)
+
+    async def hung_up(self) -> None:
+        """End the run of a caller who has gone."""
+        if not self._keeps:
+            await self._runs.hung_up(self._run_id, self._tenant)
 
 
 async def _accept(call: Call, body: InvokeBody, *, session_needed: bool = True) -> Accepted:
@@ -116,6 +129,8 @@ async def _accept(call: Call, body: InvokeBody, *, session_needed: bool = True) 
     session_id = _own_session(call, session_id or None)
     agent_id = required(body.agent_id, "agent_id")
     message = body.input_message
+    if body.on_busy == "interrupt" and not call.caller.may("runs:cancel"):
+        raise Forbidden("on_busy interrupt ends other runs, which needs the permission runs:cancel")
     traceparent, tracestate = trace_context(call)
     return await call.engine.runs.invoke(
         Invoke(
@@ -181,6 +196,7 @@ async def find(call: Call) -> ASGIApp:
         status=status,
         agent_id=call.query("agent_id"),
         session_id=call.caller.session_id or call.query("session_id"),
+        parent_run_id=call.query("parent_run_id"),
         created_before=call.number("created_before", 0, 0, values.NUMBER_MAX) if before else None,
         cursor=call.query("cursor"),
         limit=call.number("limit", 50, 1, 1000),
@@ -203,7 +219,9 @@ async def tree(call: Call) -> ASGIApp:
 
 def _tree_answer(tree: Tree) -> TreeAnswer:
     return TreeAnswer(
-        run=run_answer(tree.run), children=[_tree_answer(child) for child in tree.children]
+        run=run_answer(tree.run),
+        children=[_tree_answer(child) for child in tree.children],
+        has_more=tree.has_more,
     )
 
 
@@ -249,4 +267,5 @@ def run_answer(run: Run) -> RunAnswer:
         if failed
         else None,
         trimmed=run.trimmed,
+        parallel=run.parallel,
     )

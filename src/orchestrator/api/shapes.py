@@ -128,7 +128,7 @@ class RotateKeyBody(Body, frozen=True, kw_only=True):
 
 
 class InstanceBody(Body, frozen=True, kw_only=True):
-    """Which instance of an agent is meant."""
+    """Which instance of an agent is meant; `?instance_id=` says the same."""
 
     instance_id: str | None = None
 
@@ -168,6 +168,7 @@ class RunAnswer(Answer, frozen=True, kw_only=True):
     usage: dict[str, Any] | None = None
     error: RunError | None = None
     trimmed: bool = False
+    parallel: bool = False
 
 
 class RunsAnswer(Answer, frozen=True, kw_only=True):
@@ -179,10 +180,11 @@ class RunsAnswer(Answer, frozen=True, kw_only=True):
 
 
 class TreeAnswer(Answer, frozen=True, kw_only=True):
-    """A run and the runs below it."""
+    """A run and the runs below it; with `has_more` some that it called are not among them."""
 
     run: RunAnswer
     children: list["TreeAnswer"]
+    has_more: bool = False
 
 
 class RunIdAnswer(Answer, frozen=True, kw_only=True):
@@ -286,12 +288,20 @@ class AgentsAnswer(Answer, frozen=True, kw_only=True):
 
 
 class InstanceAnswer(Answer, frozen=True, kw_only=True):
-    """One endpoint of an agent."""
+    """One endpoint of an agent; `in_flight` and what follows is as the answering server sees it.
+
+    `ejected_until` is milliseconds UTC, `last_error` that of the latest call if it failed.
+    """
 
     instance_id: str
     endpoint: str
     status: str
     last_heartbeat_at: int | None
+    in_flight: int
+    version: str | None = None
+    max_concurrency: int | None = None
+    ejected_until: int | None = None
+    last_error: str | None = None
 
 
 class AgentDetailAnswer(Answer, frozen=True, kw_only=True):

@@ -1,9 +1,9 @@
 """Server-sent events: replay then live, and a comment when nothing happens."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import Any, Final, Generic, TypeAlias, TypeVar
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -14,7 +14,7 @@ from orchestrator.core import events as ev
 from orchestrator.core import values
 from orchestrator.core.batch import Batch
 from orchestrator.core.errors import InvalidRequest
-from orchestrator.engine import SessionEvent
+from orchestrator.engine import LogReset, SessionItem
 from orchestrator.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -33,16 +33,28 @@ _HEADERS: Final = [
 _ENCODE: Final = msgspec.json.Encoder().encode
 
 
+class Connection(Protocol):
+    """What a run learns of its caller's connection."""
+
+    def open(self) -> AbstractContextManager[None]:
+        """Return the time in which the caller is there."""
+        ...
+
+    async def hung_up(self) -> None:
+        """Be told that he went."""
+        ...
+
+
 class EventStream(Generic[T]):
     """An answer that sends batches as they come, until they end or the reader goes.
 
     `open_batches` is given a sink, through which a batch goes straight to the reader's connection
     where that takes it. `framed` makes the bytes of a batch, empty for nothing. The header X-Run-ID
-    names `run_id`. `hung_up` is awaited when the reader went before the end. `watch` ends the
-    stream of a reader who may read no more.
+    names `run_id`. `line` is open while the reader is there, and is told when he went before the
+    end. `watch` ends the stream of a reader who may read no more.
     """
 
-    __slots__ = ("_first", "_framed", "_hung_up", "_keep_alive_s", "_open", "_run_id", "_watch")
+    __slots__ = ("_first", "_framed", "_keep_alive_s", "_line", "_open", "_run_id", "_watch")
 
     def __init__(
         self,
@@ -52,7 +64,7 @@ class EventStream(Generic[T]):
         *,
         first: bytes = b"",
         run_id: str | None = None,
-        hung_up: Callable[[], Awaitable[object]] | None = None,
+        line: "Connection | None" = None,
         watch: Watch | None = None,
     ) -> None:
         self._open = open_batches
@@ -60,7 +72,7 @@ class EventStream(Generic[T]):
         self._keep_alive_s = keep_alive_s
         self._first = first
         self._run_id = run_id
-        self._hung_up = hung_up
+        self._line = line
         self._watch = watch
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI
@@ -71,13 +83,14 @@ class EventStream(Generic[T]):
             return
         reading = Reading(Wire(scope), self._keep_alive_s)
         try:
-            with self._watch(reading.revoke) if self._watch else nullcontext(), reading:
+            line = self._line.open() if self._line else nullcontext()
+            with line, self._watch(reading.revoke) if self._watch else nullcontext(), reading:
                 await self._pump(reading, send)
         except Exception:
             log.exception("stream_failed", path=scope["path"])
             raise
-        if reading.gone and self._hung_up is not None:
-            await self._hung_up()
+        if reading.gone and self._line is not None:
+            await self._line.hung_up()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
@@ -175,15 +188,17 @@ class Reading:
         self._task.cancel()
 
 
-def session_frames(items: list[SessionEvent]) -> bytes:
+def session_frames(items: list[SessionItem]) -> bytes:
     """Return the frames of a session's events; their id is the opaque cursor."""
-    return b"".join(
-        [
-            b"id: %s\nevent: %s\ndata: %s\n\n"
-            % (item.cursor.encode(), item.event.type.encode(), item.event.data)
-            for item in items
-        ]
-    )
+    return b"".join(map(_session_frame, items))
+
+
+def _session_frame(item: SessionItem) -> bytes:
+    if isinstance(item, LogReset):
+        return b"event: log_reset\ndata: %s\n\n" % _ENCODE(item)
+    return b"id: %s\nevent: %s\ndata: %s\n\n" % (
+        item.cursor.encode(), item.event.type.encode(), item.event.data,
+    )  # fmt: skip
 
 
 def agent_frames(batch: Batch) -> bytes:

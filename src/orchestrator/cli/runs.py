@@ -15,7 +15,7 @@ from orchestrator.cli.failure import CommandFailed, Exit
 from orchestrator.cli.output import Output, clock, duration
 from orchestrator.cli.server import Server
 from orchestrator.clients.sse import SSEEvent
-from orchestrator.core.values import NUMBER_MAX
+from orchestrator.core.values import BUSY_KINDS, NUMBER_MAX
 
 PAGE: Final = 1000
 WIDE: Final = 120
@@ -28,14 +28,16 @@ ENDED: Final = "done,failed,cancelled"
 @click.argument("agent")
 @click.argument("text")
 @click.option("--session", metavar="ID", help="Go on with this conversation.")
+@click.option("--on-busy", type=click.Choice(BUSY_KINDS),
+              help="What to do while it has a run; without it, wait.")  # fmt: skip
 @click.option("--timeout-ms", type=click.IntRange(1, NUMBER_MAX), metavar="N",
               help="The longest time this run may take.")  # fmt: skip
 @click.option("--detach", is_flag=True, help="Print the run's id and leave it working.")
 @options.as_json
 @options.url
 def invoke(
-    agent: str, text: str, session: str | None, timeout_ms: int | None, detach: bool, json: bool,
-    url: str | None,
+    agent: str, text: str, session: str | None, on_busy: str | None, timeout_ms: int | None,
+    detach: bool, json: bool, url: str | None,
 ) -> Exit:  # fmt: skip
     """Give AGENT a message and stream its answer.
 
@@ -46,6 +48,7 @@ def invoke(
     body = {
         "agent_id": agent,
         "session_id": session,
+        "on_busy": on_busy,
         "timeout_ms": timeout_ms,
         "input_message": {"role": "user", "content": content},
     }

@@ -36,6 +36,7 @@ async def refusal(answer: Answer, shown: Sequence[Secret] = ()) -> AgentFailure:
         message,
         retryable=status in _SERVER_ERRORS or status in _WORTH_REPEATING,
         retry_after_ms=retry_after_ms(answer.header("Retry-After"), answer.header("Date")),
+        http_status=status,
     )
 
 

@@ -8,11 +8,14 @@ def delay_ms(retry: Retry, attempt: int, noise: float, at_least: int | None = No
 
     The wait doubles with each attempt up to `max_backoff_ms`; `noise` in [0, 1) spreads it over
     its upper half, so that many runs do not come back at the same moment. `at_least` is what the
-    other side asked for (`Retry-After`) and is kept to the same ceiling.
+    other side asked for (`Retry-After`), kept to the same ceiling: it is waited for whole, and the
+    spread comes on top.
     """
     full = min(retry.backoff_ms * 2 ** min(attempt - 1, 30), retry.max_backoff_ms)
-    spread = int(full * (0.5 + noise / 2))
-    return max(spread, min(at_least or 0, retry.max_backoff_ms))
+    asked = min(at_least or 0, retry.max_backoff_ms)
+    if asked * 2 <= full:
+        return int(full * (0.5 + noise / 2))
+    return asked + int(full * noise / 2)
 
 
 def may_retry(retry: Retry, attempt: int, code: str, *, retryable: bool) -> bool:

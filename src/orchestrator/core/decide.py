@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from orchestrator.core import events as ev
 from orchestrator.core.errors import Conflict, RunEnded
 from orchestrator.core.records import HEAD, Run
-from orchestrator.core.states import ENDED, PAUSED, RUN, RunState
+from orchestrator.core.states import ENDED, OPEN, PAUSED, RUN, RunState
 
 
 class Accept(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,9 +55,13 @@ class Fail(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True):
-    """End the run because somebody asked for it."""
+    """End the run because somebody asked for it.
+
+    With `forgets` a child's idempotency key is free again: who calls with it begins a new child.
+    """
 
     reason: str
+    forgets: bool = False
 
 
 class Pause(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,9 +75,13 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """Write down something that happened in the run and leaves its state alone."""
+    """Write down something that happened in the run and leaves its state alone.
+
+    With `fires`, only who deletes the timer of that run id and kind may do it.
+    """
 
     payload: ev.Payload
+    fires: tuple[str, str] | None = None
 
 
 Command: TypeAlias = Accept | Begin | Repeat | Complete | Fail | Cancel | Pause | Resume | Record
@@ -169,6 +177,11 @@ def _check(run: Run, command: Command, payloads: tuple[ev.Payload, ...]) -> None
 def _step(state: RunState | None, payload: ev.Payload) -> RunState | None:
     field = RUN.deciding.get(payload.type)
     return RUN.step(state, payload.type, getattr(payload, field) if field else None)
+
+
+def unmoved(payload: ev.Payload) -> frozenset[RunState]:
+    """Return the states in which an event is legal and changes nothing."""
+    return frozenset(state for state in OPEN if _step(state, payload) is state)
 
 
 def evolve(run: Run, payload: ev.Payload, ts: int) -> Run:

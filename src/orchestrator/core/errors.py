@@ -10,6 +10,7 @@
     │   ├── AgentNotFound · RunNotFound · SessionNotFound · KeyNotFound
     ├── Conflict              409   true in itself, but not in this state
     │   ├── SessionBusy · IdempotencyKeyReused · RunEnded · RunNotActive · StaleAttempt
+    │   ├── AgentCycle
     │   └── StaleWrite              a guard did not hold: somebody else decided first
     ├── TooSlow               408
     ├── TooLarge              413
@@ -117,6 +118,12 @@ class SessionBusy(Conflict):
     code = "session_busy"
 
 
+class AgentCycle(Conflict):
+    """The called agent is at work above the caller, and would wait for itself."""
+
+    code = "agent_cycle"
+
+
 class IdempotencyKeyReused(Conflict):
     """The same idempotency key came with another body."""
 
@@ -213,8 +220,9 @@ class AgentFailure(OrchestratorError):
     """One invocation of an agent failed; `code` is the code of the `run_failed` event.
 
     `retryable` says whether another attempt could help (the registry's policy decides whether
-    one is made); `retry_after_ms` is the agent's own wish, when it sent one. `refused` says that
-    our own rules forbade the call: nothing was sent.
+    one is made); `retry_after_ms` is the agent's own wish, when it sent one, `http_status` its
+    answer when that was no 200. `refused` says that our own rules forbade the call: nothing was
+    sent.
     """
 
     status = 502
@@ -227,9 +235,11 @@ class AgentFailure(OrchestratorError):
         retryable: bool = True,
         retry_after_ms: int | None = None,
         refused: bool = False,
+        http_status: int | None = None,
     ) -> None:
         super().__init__(message)
         self.refused = refused
+        self.http_status = http_status
         self.code = code  # type: ignore[misc]  # an agent may have a code of its own
         self.retryable = retryable  # type: ignore[misc]  # the same: decided per failure
         self.retry_after_ms = retry_after_ms

@@ -90,10 +90,16 @@ ANYTIME: Final = Guard()
 
 
 class Op(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything one decision changes. `run_id` is that of `create` when a run is created."""
+    """Everything one decision changes. `run_id` is that of `create` when a run is created.
+
+    `room` guards `create`: how many runs may be in its way already, or it is refused as `full`.
+    In the way of a root run are those that it waits for, in that of a child the open children of
+    its parent.
+    """
 
     run_id: str | None = None
     create: Run | None = None
+    room: int | None = None
     guard: Guard = ANYTIME
     events: Sequence[Draft] = ()
     changes: Mapping[str, Any] = {}
@@ -137,8 +143,9 @@ class Committed(msgspec.Struct, frozen=True):
 class Refused(msgspec.Struct, frozen=True):
     """An op that changed nothing.
 
-    `why` is `version`, `epoch`, `state`, `missing` (no such run or required record) or `exists`;
-    then `record` is the one that holds the key.
+    `why` is `version`, `epoch`, `state`, `missing` (no such run or required record), `exists`, and
+    then `record` is the one that holds the key, or `full`, and then it is the oldest run for which
+    there was no room.
     """
 
     why: str

@@ -9,6 +9,8 @@ from orchestrator.core.events import Content
 NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 SESSION_ID: Final = re.compile(r"[^/:\x00-\x1f\x7f-\x9f]{1,256}\Z")
 ROLES: Final = ("user", "assistant", "system", "tool")
+BUSY_KINDS: Final = ("enqueue", "reject", "interrupt", "parallel")
+"""What may become of a message for a session that has a run."""
 LABELS_MAX: Final = 32
 LABEL_LENGTH: Final = 256
 NUMBER_MAX: Final = 1 << 53

@@ -4,13 +4,14 @@ from orchestrator.core.access import TENANT
 from orchestrator.engine.access import Access
 from orchestrator.engine.audit import Verified
 from orchestrator.engine.engine import Engine, Health, Outside
+from orchestrator.engine.instances import Seen
 from orchestrator.engine.intake import Accepted, Invoke
 from orchestrator.engine.keys import Made, NewKey
 from orchestrator.engine.limits import AccessSettings, EngineSettings
-from orchestrator.engine.registry import Registration
+from orchestrator.engine.registry import Found, Registration
 from orchestrator.engine.runs import EventPage, Page, Tree
+from orchestrator.engine.session_tail import LogReset, SessionEvent, SessionItem
 from orchestrator.engine.sessions import MessagePage
-from orchestrator.engine.tail import SessionEvent
 
 __all__ = [
     "TENANT",
@@ -20,15 +21,19 @@ __all__ = [
     "Engine",
     "EngineSettings",
     "EventPage",
+    "Found",
     "Health",
     "Invoke",
+    "LogReset",
     "Made",
     "MessagePage",
     "NewKey",
     "Outside",
     "Page",
     "Registration",
+    "Seen",
     "SessionEvent",
+    "SessionItem",
     "Tree",
     "Verified",
 ]

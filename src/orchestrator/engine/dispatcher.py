@@ -7,7 +7,7 @@ from weakref import WeakValueDictionary
 from orchestrator.core.errors import Unavailable
 from orchestrator.core.records import Agent, Run
 from orchestrator.core.states import ENDED, RunState
-from orchestrator.engine.clocks import Stopped, Switch
+from orchestrator.engine.clocks import Switch
 from orchestrator.engine.ledger import Ledger
 from orchestrator.engine.limits import FENCE_S, LEASE_MS, EngineSettings
 from orchestrator.engine.patience import patiently
@@ -23,24 +23,6 @@ _POLL_S = 1.0
 """How often the store is asked without a hint; hints come at once."""
 
 
-class Slots:
-    """How many runs of one agent may be in flight here; None is any number."""
-
-    def __init__(self) -> None:
-        self._locks: dict[tuple[str, str], tuple[int, asyncio.Semaphore]] = {}
-
-    def of(self, agent: Agent) -> asyncio.Semaphore | None:
-        """Return the agent's semaphore; a changed limit begins a new one."""
-        if agent.max_concurrency is None:
-            return None
-        key = (agent.tenant, agent.agent_id)
-        size, lock = self._locks.get(key, (0, None))
-        if lock is None or size != agent.max_concurrency:
-            lock = asyncio.Semaphore(agent.max_concurrency)
-            self._locks[key] = (agent.max_concurrency, lock)
-        return lock
-
-
 class Dispatcher:
     """Starts what may start, stops what must stop, and knows which runs are in our hands."""
 
@@ -49,7 +31,6 @@ class Dispatcher:
         self._runner = runner
         self._settings = settings
         self._switches: dict[str, Switch] = {}
-        self._slots = Slots()
         self._agents: WeakValueDictionary[tuple[str, str], Agent] = WeakValueDictionary()
         self._wake = asyncio.Event()
         self._new: set[str] = set()
@@ -167,19 +148,7 @@ class Dispatcher:
         run = claimed.run
         bind(run_id=run.run_id, session_id=run.session_id, agent_id=run.agent_id)
         try:
-            agent = await self._agent(run)
-            lock = self._slots.of(agent) if agent is not None else None
-            if lock is None:
-                await self._runner.drive(claimed, agent, switch)
-                return
-            async with switch.guard({}):
-                await lock.acquire()
-            try:
-                await self._runner.drive(claimed, agent, switch)
-            finally:
-                lock.release()
-        except Stopped:
-            return  # before its turn came: nothing was begun, the next owner dispatches it
+            await self._runner.drive(claimed, await self._agent(run), switch)
         finally:
             if self._switches.get(run.run_id) is switch:  # else it came back to us, fenced off
                 del self._switches[run.run_id]

@@ -12,12 +12,15 @@ from orchestrator.core.states import OPEN
 from orchestrator.engine.access import Access
 from orchestrator.engine.audit import Audit
 from orchestrator.engine.dispatcher import Dispatcher
+from orchestrator.engine.heartbeats import Heartbeats
+from orchestrator.engine.instances import Instances
 from orchestrator.engine.intake import Intake
 from orchestrator.engine.keys import Keys
 from orchestrator.engine.ledger import Ledger
 from orchestrator.engine.limits import EngineSettings
 from orchestrator.engine.lookout import Lookout
 from orchestrator.engine.patience import patiently
+from orchestrator.engine.prober import Prober
 from orchestrator.engine.pusher import Pusher
 from orchestrator.engine.registry import Registry
 from orchestrator.engine.runner import Runner
@@ -29,6 +32,7 @@ from orchestrator.engine.transcript import Calls
 from orchestrator.engine.upkeep import Upkeep
 from orchestrator.ports import (
     AgentClient,
+    AgentProbe,
     Bus,
     Egress,
     Identity,
@@ -46,7 +50,11 @@ _STOP_GRACE_S = 5.0
 
 
 class Outside(msgspec.Struct, frozen=True, kw_only=True):
-    """The drivers behind the engine's ports; `push` is None when no ingress is to be told."""
+    """The drivers behind the engine's ports.
+
+    `push` is None when no ingress is to be told, `probe` when no agent is to be asked for its
+    health.
+    """
 
     store: Store
     bus: Bus
@@ -57,6 +65,7 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
     signer: Signer
     identity: Identity | None = None
     push: PushClient | None = None
+    probe: AgentProbe | None = None
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -87,10 +96,13 @@ class Engine:
         )
         self._ledger.on_ended(self.access.on_ended)
         calls = Calls(store, world, outside.box, self.tokens, settings)
-        runner = Runner(self._ledger, outside.agents, calls, self.audit, settings)
+        self._instances = Instances(store, world, probing=outside.probe is not None)
+        heartbeats = Heartbeats(store, world, self._instances)
+        runner = Runner(self._ledger, outside.agents, calls, self.audit, self._instances, settings)
         self._dispatcher = Dispatcher(self._ledger, runner, settings)
-        self._intake = Intake(self._ledger, settings, self._dispatcher.wake)
-        self._upkeep = Upkeep(self._ledger, settings)
+        self._intake = Intake(self._ledger, settings, self._dispatcher.wake, self._instances.admit)
+        self._upkeep = Upkeep(self._ledger, self._instances, heartbeats, settings)
+        self._prober = self._make_prober(calls)
         self._lookout = Lookout(
             self._ledger, outside.bus, self._dispatcher.driven, self._dispatcher.ended
         )
@@ -99,7 +111,15 @@ class Engine:
         self.tails = Tails(store, outside.bus)
         self.runs = Runs(self._ledger, self._intake, self.tails)
         self.sessions = Sessions(self._ledger)
-        self.agents = Registry(self._ledger, outside.egress, outside.box, self.audit)
+        self.agents = Registry(
+            self._ledger, outside.egress, outside.box, self.audit, self._instances, heartbeats
+        )
+
+    def _make_prober(self, calls: Calls) -> Prober | None:
+        outside, probe = self._outside, self._outside.probe
+        if probe is None:
+            return None
+        return Prober(outside.store, outside.world, self._instances, probe, calls.credential)
 
     def _make_pusher(self) -> Pusher | None:
         outside = self._outside
@@ -125,6 +145,8 @@ class Engine:
             ]
             if self._pusher is not None:
                 background.append(tasks.create_task(self._pusher.run(), name="pusher"))
+            if self._prober is not None:
+                background.append(tasks.create_task(self._prober.run(), name="prober"))
             dispatching = tasks.create_task(self._dispatcher.run(), name="dispatcher")
             try:
                 yield
@@ -135,6 +157,7 @@ class Engine:
         if self._pusher is not None:
             await self._pusher.flush()
         await self.access.flush()
+        await self._upkeep.flush()
 
     def drain(self) -> None:
         """Take no more runs; those in flight go on until the drain time is over."""
@@ -179,6 +202,7 @@ class Engine:
             "runs_open": float(self._ledger.open_runs),
             "runs_in_flight": float(self._dispatcher.in_flight),
         }
+        stats |= self._instances.stats()
         stats |= {f"store_{name}": value for name, value in self._outside.store.stats().items()}
         stats |= {f"bus_{name}": value for name, value in self._outside.bus.stats().items()}
         return stats | (self._pusher.stats() if self._pusher is not None else {})

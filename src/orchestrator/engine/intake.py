@@ -1,6 +1,8 @@
 """Takes an invocation: checks it, makes it a run, and answers the same for the same key."""
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256
 from typing import Any
 
@@ -8,7 +10,7 @@ import msgspec
 
 from orchestrator.core import ids, values
 from orchestrator.core.access import TENANT
-from orchestrator.core.decide import Accept, Cancel, Record
+from orchestrator.core.decide import Accept, Cancel
 from orchestrator.core.errors import (
     AgentDraining,
     AgentNotFound,
@@ -17,23 +19,24 @@ from orchestrator.core.errors import (
     IdempotencyKeyReused,
     InvalidRequest,
     QueueFull,
-    RunNotActive,
-    RunNotFound,
-    Unsupported,
+    SessionBusy,
 )
-from orchestrator.core.events import AgentCalledChild, Content
+from orchestrator.core.events import Content
 from orchestrator.core.jsontext import canonical
 from orchestrator.core.ops import Refused
-from orchestrator.core.project import accept
+from orchestrator.core.project import CHILDREN, accept
 from orchestrator.core.records import Agent, IdempotencyKey, Invocation, Run
-from orchestrator.core.states import HOLDS_SESSION, OPEN
+from orchestrator.core.states import HOLDS_SESSION, OPEN, RunState
 from orchestrator.core.trace import of_run
+from orchestrator.engine.family import Family
 from orchestrator.engine.ledger import Ledger
-from orchestrator.engine.limits import DEPTH_MAX, EngineSettings
-from orchestrator.engine.tokens import scopes_of
+from orchestrator.engine.limits import CHILDREN_MAX, SESSION_QUEUE_MAX, EngineSettings
+from orchestrator.ports import Where
 
-_BUSY_KINDS = ("enqueue", "reject", "interrupt", "parallel")
 REQUEST_ID_MAX = 256
+INTERRUPTED = "interrupted"
+"""The reason of runs that a later message of their session ended."""
+_AT_ONCE = 500
 RERUN_OF = "rerun_of"
 """The label of a repeated run; it has a place of its own beside the caller's labels."""
 
@@ -42,8 +45,9 @@ class Invoke(msgspec.Struct, frozen=True, kw_only=True):
     """A message for an agent. Without `session_id` a new session begins.
 
     `request_id` makes it idempotent within its session, for a child run within its parent; without
-    either within the tenant, so that the repeat finds the session of the first. `rerun_of` is the
-    run of which this is a repetition.
+    either within the tenant, so that the repeat finds the session of the first. `on_busy` says what
+    becomes of it while the session has a run: `enqueue`, `reject`, `interrupt` or `parallel`; a
+    child never waits. `rerun_of` is the run of which this is a repetition.
     """
 
     tenant: str = TENANT
@@ -73,28 +77,40 @@ class Intake:
     """Everything between a request to invoke and a durable run."""
 
     def __init__(
-        self, ledger: Ledger, settings: EngineSettings, wake: Callable[[str], None]
+        self,
+        ledger: Ledger,
+        settings: EngineSettings,
+        wake: Callable[[str], None],
+        has_room: Callable[[Agent], None],
     ) -> None:
         self._ledger = ledger
         self._settings = settings
         self._wake = wake
+        self._has_room = has_room
+        self._family = Family(ledger)
         self.draining = False
 
     async def take(self, request: Invoke) -> Accepted:
         """Return the run that answers `request`, durable.
 
         Raises InvalidRequest, AgentNotFound (no session is left behind), IdempotencyKeyReused,
-        QueueFull, Draining, Unavailable.
+        SessionBusy, QueueFull, Draining, Unavailable; for a child also RunNotFound, RunNotActive,
+        AgentCycle.
         """
         self._check(request)
-        parent = await self._parent(request)
+        above = request.parent_run_id
+        parent = await self._family.parent(request.tenant, above) if above else None
         key = _key(request)
-        known = await self._known(request, key)
-        if known is not None:
-            return known
-        await self._admit(request)
-        session_id = parent.session_id if parent else request.session_id or self._session()
-        return await self._create(request, session_id, parent, key)
+        accepted = await self._known(request, key)
+        if accepted is None:
+            await self._admit(request)
+            if parent is not None:
+                await self._family.refuse_cycle(parent, request.agent_id)
+            session_id = parent.session_id if parent else request.session_id or self._session()
+            accepted = await self._create(request, session_id, parent, key)
+        if request.on_busy == "interrupt" and accepted.run.status is RunState.CREATED:
+            await self._interrupt(accepted.run)
+        return accepted
 
     def _check(self, request: Invoke) -> None:
         values.name(request.agent_id, "agent_id")
@@ -103,29 +119,10 @@ class Intake:
         values.positive(request.timeout_ms, "timeout_ms")
         if request.session_id is not None:
             values.session_id(request.session_id)
-        if request.on_busy not in _BUSY_KINDS:
-            raise InvalidRequest(f"on_busy must be one of {', '.join(_BUSY_KINDS)}")
-        if request.on_busy != "enqueue":
-            raise Unsupported(
-                f"on_busy {request.on_busy!r} is not offered by this version; use 'enqueue'"
-            )
+        if request.on_busy not in values.BUSY_KINDS:
+            raise InvalidRequest(f"on_busy must be one of {', '.join(values.BUSY_KINDS)}")
         if request.request_id is not None and not 0 < len(request.request_id) <= REQUEST_ID_MAX:
             raise InvalidRequest(f"request_id must be 1 to {REQUEST_ID_MAX} characters")
-
-    async def _parent(self, request: Invoke) -> Run | None:
-        if request.parent_run_id is None:
-            return None
-        parent = await self._ledger.load(request.parent_run_id, deciding=True)
-        if parent.tenant != request.tenant:
-            raise RunNotFound(f"run {parent.run_id} not found")
-        if parent.status not in OPEN or parent.attempt == 0:
-            raise RunNotActive(
-                f"run {parent.run_id} is {parent.status}; only a run whose agent is at work can "
-                "call other agents"
-            )
-        if parent.depth + 1 >= DEPTH_MAX:
-            raise InvalidRequest(f"a tree of runs may be {DEPTH_MAX} deep, and this one is")
-        return parent
 
     def _session(self) -> str:
         return self._ledger.mint("sess", "")
@@ -158,6 +155,7 @@ class Intake:
             raise Draining("the server is shutting down; send this to another one or try again")
         if agent.draining:
             raise AgentDraining(f"agent {agent.agent_id} is draining; register it again to go on")
+        self._has_room(agent)
         if self._ledger.open_runs >= self._settings.max_open_runs:
             raise QueueFull(
                 f"{self._settings.max_open_runs} runs are open (MAX_OPEN_RUNS); try again later",
@@ -172,7 +170,7 @@ class Intake:
         key: IdempotencyKey | None,
     ) -> Accepted:
         run = self._run(request, session_id, parent)
-        queued = parent is None and await self._busy(run)
+        queued = not run.parallel and parent is None and await self._busy(run)
         if key is not None:
             key = msgspec.structs.replace(
                 key, ref=run.run_id, run_id=run.run_id, created_at=run.created_at
@@ -183,7 +181,7 @@ class Intake:
             content=request.content,
             queued=queued,
         )
-        asked = await self._asked(parent)
+        asked = await self._family.asked(parent)
         traceparent, tracestate = _trace(request, parent, asked)
         invocation = Invocation(
             run_id=run.run_id,
@@ -193,7 +191,7 @@ class Intake:
             traceparent=traceparent,
             timeout_ms=request.timeout_ms,
             tracestate=tracestate,
-            scopes=await self._scopes(parent, asked),
+            scopes=await self._family.scopes(parent, asked),
         )
         op = accept(
             run,
@@ -202,6 +200,8 @@ class Intake:
             invocation,
             user_id=_user(request),
             key=key,
+            timer=self._family.telling(parent, run) if parent is not None else None,
+            room=_room(request),
         )
         in_order = self._ledger.store.in_order
         if in_order:
@@ -210,42 +210,26 @@ class Intake:
         if not in_order:
             self._wake(run.run_id)
         if isinstance(outcome, Refused):
-            return await self._lost_race(request, key, outcome)
+            return await self._lost_race(request, run, key, outcome)
         run = msgspec.structs.replace(
             run, key=outcome.key, head=outcome.head, version=outcome.version
         )
         if parent is not None:
-            await self._tell_parent(parent, run)
+            await self._family.tell(parent, run)
         return Accepted(run)
 
-    async def _asked(self, parent: Run | None) -> Invocation | None:
-        if parent is None:
-            return None
-        return await self._ledger.store.get(Invocation, parent.run_id, deciding=True)
-
-    async def _scopes(self, parent: Run | None, asked: Invocation | None) -> list[str] | None:
-        """Return what the run's tokens may do at most: never more than those of the run above."""
-        if parent is None or asked is None:
-            return None
-        key = (parent.tenant, parent.agent_id)
-        agent = await self._ledger.store.get(Agent, *key, deciding=True)
-        return scopes_of(parent, agent, asked)
-
     async def _lost_race(
-        self, request: Invoke, key: IdempotencyKey | None, outcome: Refused
+        self, request: Invoke, run: Run, key: IdempotencyKey | None, outcome: Refused
     ) -> Accepted:
+        if isinstance(outcome.record, Run) and outcome.why == "full":
+            # What is in the way may be the run of this very key, accepted a moment ago.
+            known = await self._known(request, key)
+            if known is None:
+                raise _no_room(request, run, outcome.record)
+            return known
         if key is None or not isinstance(outcome.record, IdempotencyKey):
             raise Conflict(f"the run could not be created ({outcome.why}); try again")
         return await self._repeat(request, key, outcome.record)
-
-    async def _tell_parent(self, parent: Run, child: Run) -> None:
-        called = AgentCalledChild(child_run_id=child.run_id, agent_id=child.agent_id)
-        try:
-            await self._ledger.execute(parent, Record(payload=called))
-        except Conflict:
-            # The parent ended between our look and now: its end must take the child along.
-            await self._ledger.execute(child, Cancel(reason="parent run ended"))
-            raise RunNotActive(f"run {parent.run_id} has just ended") from None
 
     def _run(self, request: Invoke, session_id: str, parent: Run | None) -> Run:
         now = self._ledger.world.now()
@@ -260,6 +244,7 @@ class Intake:
             labels=_labels(request),
             message_id=self._ledger.mint("msg", shard),
             parent_run_id=parent.run_id if parent else None,
+            parallel=parent is None and request.on_busy == "parallel",
             depth=parent.depth + 1 if parent else 0,
             created_at=now,
             deadline_at=min(deadline, parent.deadline_at) if parent else deadline,
@@ -272,10 +257,64 @@ class Intake:
             ("session_id", "=", run.session_id),
             ("status", "in", sorted(HOLDS_SESSION)),
             ("parent_run_id", "is", None),
+            ("parallel", "=", False),
             limit=1,
             deciding=True,
         )
         return bool(ahead)
+
+    async def _interrupt(self, run: Run) -> None:
+        """End every open root run of the session that was accepted before `run`.
+
+        All at once, which is one commit as a rule, so that none begins when the one before it ends.
+        """
+        earlier: tuple[Where, ...] = (
+            ("tenant", "=", run.tenant),
+            ("session_id", "=", run.session_id),
+            ("status", "in", sorted(OPEN)),
+            ("parent_run_id", "is", None),
+            ("key", "<", run.key),
+        )
+        find = self._ledger.store.find
+        while found := await find(Run, *earlier, order="key", limit=_AT_ONCE, deciding=True):
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    for one in found:
+                        tasks.create_task(self._end(one), name=one.run_id)
+            except ExceptionGroup as failed:
+                raise failed.exceptions[0] from failed
+
+    async def _end(self, run: Run) -> None:
+        with suppress(Conflict):  # it has come to its own end meanwhile
+            await self._ledger.execute(run, Cancel(reason=INTERRUPTED))
+
+
+def _room(request: Invoke) -> int | None:
+    """Return how many runs may be in the way of the new one."""
+    if request.parent_run_id is not None:
+        return CHILDREN_MAX - 1
+    return {"reject": 0, "enqueue": SESSION_QUEUE_MAX}.get(request.on_busy)
+
+
+def _no_room(request: Invoke, run: Run, oldest: Run) -> Conflict | QueueFull:
+    """Return why there was no room for `run`; `oldest` is the first that was one too many."""
+    if run.parent_run_id is not None:
+        return QueueFull(
+            f"run {run.parent_run_id} has {CHILDREN_MAX} open children, as many as it may; wait "
+            "for one of them to end",
+            retry_after=1,
+        )
+    if request.on_busy == "reject":
+        return SessionBusy(
+            f"session {run.session_id} is busy with run {oldest.run_id}; wait for its end, or send "
+            "this with another on_busy",
+            run_id=oldest.run_id,
+        )
+    return QueueFull(
+        f"{SESSION_QUEUE_MAX} runs of session {run.session_id} wait for their turn, as many as "
+        "may; try again later",
+        retry_after=1,
+    )
 
 
 def _trace(
@@ -304,7 +343,7 @@ def _key(request: Invoke) -> IdempotencyKey | None:
     }
     return IdempotencyKey(
         tenant=request.tenant,
-        scope=f"child:{parent}" if parent else f"invoke:{request.session_id or ''}",
+        scope=f"{CHILDREN}{parent}" if parent else f"invoke:{request.session_id or ''}",
         key=request.request_id,
         digest=sha256(canonical(body)).digest(),
         ref="",

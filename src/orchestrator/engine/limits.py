@@ -38,7 +38,17 @@ TRANSCRIPT_BYTES = 256 << 10
 """How many bytes of them, counted as JSON."""
 DEPTH_MAX = 8
 """How deep a tree of runs may become."""
+SESSION_QUEUE_MAX = 100
+"""How many runs of a session may wait for their turn."""
+CHILDREN_MAX = 100
+"""How many runs that one run has started may be open at a time."""
+TREE_MAX = 1000
+"""How many runs a tree shows."""
 LEASE_MS = 15_000
 """How long a replica lives without renewing; it renews each third of that."""
 FENCE_S = 10.0
 """After this long without a renewal a replica stops its own runs."""
+AGENT_QUEUE_MAX = 1000
+"""How many runs may wait on one server for a free instance of one agent."""
+INSTANCES_MAX = 1000
+"""How many instances an agent may have."""

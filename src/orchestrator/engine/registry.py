@@ -1,37 +1,45 @@
-"""The agents that may be invoked: who they are, where they live, whether they are well."""
+"""The agents that may be invoked: who they are and where their instances live."""
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 import msgspec
 from msgspec.structs import replace
 
-from orchestrator.core import access, values
+from orchestrator.core import access, values, wellness
 from orchestrator.core.access import TENANT, Caller
-from orchestrator.core.errors import AgentNotFound, EgressRefused, Forbidden, InvalidRequest
-from orchestrator.core.ops import Delete, Op, Outcome, Patch, Put, Refused
-from orchestrator.core.records import Agent, Retry, Timeouts
+from orchestrator.core.errors import (
+    AgentNotFound,
+    Conflict,
+    EgressRefused,
+    Forbidden,
+    InvalidRequest,
+)
+from orchestrator.core.ops import Delete, Op, Patch, Put, Refused, Write
+from orchestrator.core.records import Agent, Instance, Retry, Timeouts
 from orchestrator.core.secret import Secret
+from orchestrator.core.wellness import DEFAULT
 from orchestrator.engine.audit import Audit
+from orchestrator.engine.heartbeats import Heartbeats, unknown
+from orchestrator.engine.instances import AGENTS_MAX, Instances, Seen
 from orchestrator.engine.ledger import Ledger
+from orchestrator.engine.limits import INSTANCES_MAX
 from orchestrator.engine.transcript import credential_context
 from orchestrator.ports import Egress, SecretBox, Where
 from orchestrator.telemetry import get_logger
 
 log = get_logger(__name__)
 
-HEARTBEAT_S = 30
-"""How often an agent that sends heartbeats should send one."""
-UNHEALTHY_AFTER_MS = 90_000
-"""The silence after which an instance that has ever sent a heartbeat counts as unhealthy."""
 PROTOCOLS = ("native", "openai", "json")
 ON_LOST = ("fail", "retry")
-AGENTS_MAX = 10_000
-"""Agents that one list shows."""
 _ENDPOINT_MAX = 2048
+_INSTANCE_MAX = 256
 _ATTEMPTS_MAX = 100
 _TOKEN = re.compile(r"[!-~]+")
 _LOCAL = access.local(TENANT)
+_KEPT = ("endpoint", "version", "operator", "max_concurrency", "last_heartbeat", "created_at",
+         "updated_at")  # fmt: skip
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,10 +68,27 @@ class Resealed(msgspec.Struct, frozen=True):
     unreadable: int
 
 
+class Found(msgspec.Struct, frozen=True):
+    """An agent with its present status, and its instances as this server sees them."""
+
+    agent: Agent
+    instances: list[Seen]
+
+
 class Registry:
     """The agents of a tenant."""
 
-    def __init__(self, ledger: Ledger, egress: Egress, box: SecretBox, audit: Audit) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        egress: Egress,
+        box: SecretBox,
+        audit: Audit,
+        instances: Instances,
+        heartbeats: Heartbeats,
+    ) -> None:
+        self._instances = instances
+        self._heartbeats = heartbeats
         self._ledger = ledger
         self._audit = audit
         self._store = ledger.store
@@ -71,16 +96,49 @@ class Registry:
         self._box = box
 
     async def register(self, wanted: Registration, by: Caller = _LOCAL) -> Agent:
-        """Add or update an agent for `by`; its `created_at` and last heartbeat are kept.
+        """Add or update an agent and one of its instances for `by`.
 
-        Raises InvalidRequest for a malformed field and EgressRefused for an address that must
-        not be dialled: a private one is an operator's to register.
+        `created_at` and the last heartbeat are kept. Raises InvalidRequest for a malformed field
+        and EgressRefused for an address that must not be dialled: a private one is an operator's
+        to register.
         """
         self._check(wanted, by)
+        known = await self._store.get(Agent, wanted.tenant, wanted.agent_id, deciding=True)
+        name = wanted.instance_id or DEFAULT
+        same = await self._counted(known, name)
+        agent = self._agent(wanted, by, name, _scopes(wanted, by, known))
+        keep = ("created_at", "last_heartbeat")
+        await self._audit.carry_out(
+            by, "agent.register", agent.agent_id,
+            Put(agent, keep if same else keep[:1]), Put(_instance(agent, name), keep),
+            endpoint=agent.endpoint, has_auth=agent.auth is not None, protocol=agent.protocol,
+            operator=agent.operator, scopes=agent.scopes, instance_id=wanted.instance_id,
+        )  # fmt: skip
+        await self._instances.changed(wanted.tenant, wanted.agent_id)
+        try:
+            return await self.get(wanted.agent_id, wanted.tenant)
+        except AgentNotFound:  # somebody removed it behind us; it was registered all the same
+            return agent
+
+    async def _counted(self, known: Agent | None, name: str) -> bool:
+        """Return whether the agent's row is that of this instance; refuses one too many."""
+        if known is None:
+            return True
+        names = [one.instance_id for one in await self._instances.rows_of(known)]
+        if name not in names and len(names) >= INSTANCES_MAX:
+            raise InvalidRequest(
+                f"agent {known.agent_id} has {INSTANCES_MAX} instances, which is the most; remove "
+                "some"
+            )
+        return (known.instance_id or DEFAULT) == name
+
+    def _agent(
+        self, wanted: Registration, by: Caller, name: str, scopes: list[str] | None
+    ) -> Agent:
         now = self._ledger.world.now()
         context = credential_context(wanted.tenant, wanted.agent_id)
         token = wanted.auth_token
-        agent = Agent(
+        return Agent(
             tenant=wanted.tenant,
             agent_id=wanted.agent_id,
             name=wanted.name,
@@ -89,39 +147,21 @@ class Registry:
             capabilities=wanted.capabilities,
             auth=self._box.seal(token.reveal(), context) if token else None,
             version=wanted.version,
-            instance_id=wanted.instance_id,
+            instance_id=name,
             timeouts=wanted.timeouts,
             retry=wanted.retry,
             on_lost=wanted.on_lost,
             max_concurrency=wanted.max_concurrency,
             operator=by.operates(TENANT),
-            scopes=await self._scopes(wanted, by),
+            scopes=scopes,
             created_at=now,
             updated_at=now,
         )
-        put = Put(agent, keep=("created_at", "last_heartbeat"))
-        await self._audit.carry_out(
-            by, "agent.register", agent.agent_id, put,
-            endpoint=agent.endpoint, has_auth=token is not None, protocol=agent.protocol,
-            operator=agent.operator, scopes=agent.scopes,
-        )  # fmt: skip
-        try:
-            return await self.get(wanted.agent_id, wanted.tenant)
-        except AgentNotFound:  # somebody removed it behind us; it was registered all the same
-            return self._judged(agent)
-
-    async def _scopes(self, wanted: Registration, by: Caller) -> list[str] | None:
-        """Return what the agent's tokens may do: an agent only narrows what its operator gave."""
-        if "keys:write" in by.permissions:
-            return wanted.scopes
-        known = await self._store.get(Agent, wanted.tenant, wanted.agent_id, deciding=True)
-        given = known.scopes if known is not None else None
-        if given is None or wanted.scopes is None:
-            return wanted.scopes if given is None else given
-        return sorted(set(given) & set(wanted.scopes))
 
     def _check(self, wanted: Registration, by: Caller) -> None:
         values.name(wanted.agent_id, "agent_id")
+        if len(wanted.instance_id or "") > _INSTANCE_MAX:
+            raise InvalidRequest(f"instance_id may have {_INSTANCE_MAX} characters")
         _check_owner(wanted.agent_id, by)
         _check_endpoint(wanted.endpoint)
         try:
@@ -147,10 +187,19 @@ class Registry:
 
     async def get(self, agent_id: str, tenant: str = TENANT) -> Agent:
         """Return an agent with its present status; raises AgentNotFound."""
+        return (await self.look(agent_id, tenant)).agent
+
+    async def look(self, agent_id: str, tenant: str = TENANT) -> Found:
+        """Return an agent and its instances; raises AgentNotFound."""
+        agent = await self._known(agent_id, tenant)
+        instances = await self._instances.seen(agent)
+        return Found(_judged(agent, instances), instances)
+
+    async def _known(self, agent_id: str, tenant: str) -> Agent:
         agent = await self._store.get(Agent, tenant, agent_id)
         if agent is None:
             raise AgentNotFound(f"agent {agent_id} not found")
-        return self._judged(agent)
+        return agent
 
     async def list(
         self,
@@ -164,34 +213,63 @@ class Registry:
         if capability is not None:
             where.append(("capabilities", "has", capability))
         found = await self._store.find(Agent, *where, order="agent_id", limit=AGENTS_MAX)
-        judged = [self._judged(agent) for agent in found]
+        seen = await self._instances.seen_of_all(tenant, found)
+        judged = [_judged(agent, seen[agent.agent_id]) for agent in found]
         return [a for a in judged if status is None or a.status == status.lower()]
 
-    async def heartbeat(self, agent_id: str, by: Caller = _LOCAL) -> Agent:
-        """Note that an agent lives; nobody reads that in an audit."""
-        _check_owner(agent_id, by)
-        patch = {"last_heartbeat": self._ledger.world.now()}
-        lives = Patch(Agent, (by.tenant, agent_id), patch, required=True)
-        return await self._found(agent_id, by, (await self._store.commit(Op(writes=(lives,))))[0])
+    async def heartbeat(
+        self, agent_id: str, by: Caller = _LOCAL, instance_id: str | None = None
+    ) -> None:
+        """Note that an instance lives, for a moment only in memory; nobody audits that.
 
-    async def drain(self, agent_id: str, by: Caller = _LOCAL) -> Agent:
-        """Mark an agent as leaving; a later registration marks it as back."""
+        Raises AgentNotFound, NotFound for an instance that is not registered, and Forbidden.
+        """
         _check_owner(agent_id, by)
-        leaves = Patch(Agent, (by.tenant, agent_id), {"draining": True}, required=True)
-        outcome = await self._audit.carry_out(by, "agent.drain", agent_id, leaves)
-        return await self._found(agent_id, by, outcome)
+        await self._heartbeats.hear(by.tenant, agent_id, instance_id)
 
-    async def remove(self, agent_id: str, by: Caller = _LOCAL) -> None:
-        """Forget an agent; its runs and their logs stay."""
+    def beat(self, agent_id: str, by: Caller, instance_id: str | None = None) -> bool:
+        """Do as `heartbeat` where nobody need be asked; False when `heartbeat` has to say more."""
+        if by.agent_id not in {None, agent_id}:
+            return False
+        return self._heartbeats.take(by.tenant, agent_id, instance_id)
+
+    async def drain(
+        self, agent_id: str, by: Caller = _LOCAL, instance_id: str | None = None
+    ) -> None:
+        """Mark an instance as leaving, or all of them; a later registration brings it back."""
         _check_owner(agent_id, by)
-        gone = Delete(Agent, (by.tenant, agent_id), required=True)
-        if isinstance(await self._audit.carry_out(by, "agent.remove", agent_id, gone), Refused):
-            raise AgentNotFound(f"agent {agent_id} not found")
+        agent = await self._known(agent_id, by.tenant)
+        instances = await self._instances.rows_of(agent)
+        leaving = _named(instances, agent_id, instance_id)
+        own = agent.instance_id or DEFAULT
+        writes = [_leaving(one, own=one.instance_id == own) for one in leaving]
+        if all(one.draining or one in leaving for one in instances):
+            writes.append(Patch(Agent, (by.tenant, agent_id), {"draining": True}, required=True))
+        await self._carry_out(by, "agent.drain", agent_id, writes, instance_id)
 
-    async def _found(self, agent_id: str, by: Caller, outcome: Outcome) -> Agent:
+    async def remove(
+        self, agent_id: str, by: Caller = _LOCAL, instance_id: str | None = None
+    ) -> None:
+        """Forget an instance; with the last one, or without an id, the agent. Its runs stay."""
+        _check_owner(agent_id, by)
+        agent = await self._known(agent_id, by.tenant)
+        instances = await self._instances.rows_of(agent)
+        leaving = _named(instances, agent_id, instance_id)
+        if len(leaving) == len(instances):
+            key = (by.tenant, agent_id)
+            writes: list[Write] = [Delete(Agent, key, required=True), Delete(Instance, key)]
+        else:
+            writes = removal(agent, instances, leaving)
+        await self._carry_out(by, "agent.remove", agent_id, writes, instance_id)
+
+    async def _carry_out(
+        self, by: Caller, action: str, agent_id: str, writes: Sequence[Write], instance: str | None
+    ) -> None:
+        outcome = await self._audit.carry_out(by, action, agent_id, *writes, instance_id=instance)
+        await self._instances.changed(by.tenant, agent_id)
         if isinstance(outcome, Refused):
-            raise AgentNotFound(f"agent {agent_id} not found")
-        return await self.get(agent_id, by.tenant)
+            await self._known(agent_id, by.tenant)
+            raise Conflict(f"agent {agent_id} was changed in this very moment; try again")
 
     async def reseal(self, by: Caller) -> Resealed:
         """Seal the stored credentials with the key that seals now: the tenant's, or everybody's.
@@ -223,17 +301,73 @@ class Registry:
         await self._store.commit(Op(writes=(Patch(Agent, key, {"auth": fresh}, {"auth": sealed}),)))
         return "changed"
 
-    def _judged(self, agent: Agent) -> Agent:
-        return replace(agent, status=health(agent, self._ledger.world.now()))
+
+def removal(agent: Agent, instances: Sequence[Instance], gone: Sequence[Instance]) -> list[Write]:
+    """Return what forgets some of an agent's instances: its own row names one that stays."""
+    writes: list[Write] = [
+        Delete(Instance, (one.tenant, one.agent_id, one.instance_id)) for one in gone
+    ]
+    if any(one.instance_id == (agent.instance_id or DEFAULT) for one in gone):
+        staying = [one for one in instances if one not in gone]
+        own = max(staying, key=lambda one: one.updated_at)
+        fields = ("instance_id", "endpoint", "version", "operator", "max_concurrency",
+                  "last_heartbeat")  # fmt: skip
+        changes = {field: getattr(own, field) for field in fields}
+        guard = {"instance_id": agent.instance_id}
+        writes.append(Patch(Agent, (agent.tenant, agent.agent_id), changes, guard, required=True))
+    return writes
 
 
-def health(agent: Agent, now: int) -> str:
-    """Return `draining`, `healthy`, `unhealthy`; `unknown` without any heartbeat ever."""
-    if agent.draining:
-        return "draining"
-    if agent.last_heartbeat is None:
-        return "unknown"
-    return "healthy" if now - agent.last_heartbeat <= UNHEALTHY_AFTER_MS else "unhealthy"
+def _named(
+    instances: Sequence[Instance], agent_id: str, instance_id: str | None
+) -> Sequence[Instance]:
+    if instance_id is None:
+        return instances
+    found = [one for one in instances if one.instance_id == instance_id]
+    if not found:
+        raise unknown(agent_id, instance_id)
+    return found
+
+
+def _leaving(instance: Instance, *, own: bool) -> Write:
+    """Return what marks an instance as leaving; the agent's own may have no row of its own yet."""
+    if own:
+        return Put(replace(instance, draining=True), _KEPT)
+    key = (instance.tenant, instance.agent_id, instance.instance_id)
+    return Patch(Instance, key, {"draining": True}, required=True)
+
+
+def _instance(agent: Agent, name: str) -> Instance:
+    return Instance(
+        tenant=agent.tenant,
+        agent_id=agent.agent_id,
+        instance_id=name,
+        endpoint=agent.endpoint,
+        version=agent.version,
+        operator=agent.operator,
+        max_concurrency=agent.max_concurrency,
+        created_at=agent.created_at,
+        updated_at=agent.updated_at,
+    )
+
+
+def _judged(agent: Agent, instances: Sequence[Seen]) -> Agent:
+    heard = [one.instance.last_heartbeat for one in instances]
+    return replace(
+        agent,
+        status=wellness.best(one.status for one in instances),
+        last_heartbeat=max((at for at in heard if at is not None), default=None),
+    )
+
+
+def _scopes(wanted: Registration, by: Caller, known: Agent | None) -> list[str] | None:
+    """Return what the agent's tokens may do: an agent only narrows what its operator gave."""
+    if "keys:write" in by.permissions:
+        return wanted.scopes
+    given = known.scopes if known is not None else None
+    if given is None or wanted.scopes is None:
+        return wanted.scopes if given is None else given
+    return sorted(set(given) & set(wanted.scopes))
 
 
 def _check_owner(agent_id: str, by: Caller) -> None:

@@ -15,6 +15,7 @@ from orchestrator.core.records import Agent, Invocation, Retry, Run
 from orchestrator.core.states import ENDED, RunState
 from orchestrator.engine.audit import Audit
 from orchestrator.engine.clocks import Clocks, Stopped, Switch, limits_of
+from orchestrator.engine.instances import Instances, Lease
 from orchestrator.engine.ledger import Ledger, Said, Words
 from orchestrator.engine.limits import EngineSettings
 from orchestrator.engine.patience import patiently
@@ -66,9 +67,11 @@ class Runner:
         clients: Mapping[str, AgentClient],
         calls: Calls,
         audit: Audit,
+        instances: Instances,
         settings: EngineSettings,
     ) -> None:
         self._ledger = ledger
+        self._instances = instances
         self._audit = audit
         self._clients = clients
         self._calls = calls
@@ -107,20 +110,34 @@ class Runner:
             gone = f"agent {run.agent_id} is not registered any more"
             await self._finish(run, Fail(code="agent_not_found", message=gone))
             return
+        tried: list[str] = []
         if claimed.lost_by is not None:
+            tried += await self._last_tried(run)
             next_run = await self._lost(run, agent)
             if next_run is None:
                 return
             run = next_run
         try:
             while run.status not in ENDED:
-                run = await self._attempt(run, agent, invocation, switch)
+                run = await self._attempt(run, agent, invocation, switch, tried)
         except Stopped as stopped:
             await self._stopped(run, agent, stopped.reason)
+
+    async def _last_tried(self, run: Run) -> list[str]:
+        """Return the instance that the latest attempt went to, if one was made."""
+        if run.attempt_seq == 0:
+            return []
+        world, read = self._ledger.world, self._ledger.store.read
+        for event in await patiently(world, read, run.run_id, run.attempt_seq - 1, 1):
+            payload = ev.open_event(event.data).decoded()
+            if isinstance(payload, ev.AgentInvokeStarted) and payload.instance_id is not None:
+                return [payload.instance_id]
+        return []
 
     async def _lost(self, run: Run, agent: Agent) -> Run | None:
         message = "the server that ran this stopped before the agent was done"
         if agent.on_lost == "retry":
+            self._instances.counts["retries"] += 1
             repeat = Repeat(code=RESTARTED, message=message, delay_ms=0)
             return await self._ledger.insist(run, repeat, run.epoch)
         await self._finish(run, Fail(code=RESTARTED, message=message))
@@ -134,12 +151,26 @@ class Runner:
             message = "the server was shut down before the agent was done"
             await self._ledger.insist(now, Fail(code=RESTARTED, message=message), run.epoch)
 
-    async def _attempt(self, run: Run, agent: Agent, invocation: Invocation, switch: Switch) -> Run:
+    async def _attempt(
+        self, run: Run, agent: Agent, invocation: Invocation, switch: Switch, tried: list[str]
+    ) -> Run:
         if switch.reason is not None:
             raise Stopped(switch.reason)
-        begin = Begin(endpoint=agent.endpoint, instance_id=agent.instance_id)
-        run = await self._ledger.insist(run, begin, run.epoch)
-        attempt = Attempt(self._ledger.words(run))
+        async with self._instances.lease(agent, tried, switch) as lease:
+            begin = Begin(endpoint=lease.agent.endpoint, instance_id=lease.name)
+            run = await self._ledger.insist(run, begin, run.epoch)
+            attempt = Attempt(self._ledger.words(run))
+            end = await self._invoked(run, lease, invocation, switch, attempt)
+        if isinstance(end, AgentFailure):
+            tried.append(lease.name)
+            return await self._failed(run, agent, end, switch)
+        return await self._done(run, end, attempt)
+
+    async def _invoked(
+        self, run: Run, lease: Lease, invocation: Invocation, switch: Switch, attempt: Attempt
+    ) -> fr.Done | AgentFailure:
+        """Call the agent at the instance that is leased, and return how that ended."""
+        agent = lease.agent
         limits = limits_of(self._settings, agent.timeouts, invocation.timeout_ms)
         failure = None
         with self._spans.attempt(run, agent) as span:
@@ -152,9 +183,9 @@ class Runner:
             await attempt.words.settled()
             end = failure or self._too_large(attempt) or _verdict(attempt.ending, agent)
             _say(span, end)
-        if isinstance(end, AgentFailure):
-            return await self._failed(run, agent, end, switch)
-        return await self._done(run, end, attempt)
+        if failure is not None or isinstance(end, fr.Done):
+            lease.ended(failure)
+        return end
 
     async def _opening(self, run: Run, agent: Agent, invocation: Invocation, span: Span) -> Stream:
         """Return the call of the agent, which nobody keeps: it has the transcript.
@@ -208,6 +239,7 @@ class Runner:
         if not _again(agent.retry, run, failure):
             return await self._finish(run, Fail(code=failure.code, message=failure.message))
         noise = self._ledger.world.noise(1)[0] / 256
+        self._instances.counts["retries"] += 1
         delay = backoff.delay_ms(agent.retry, run.attempt, noise, failure.retry_after_ms)
         repeat = Repeat(code=failure.code, message=failure.message, delay_ms=delay)
         run = await self._ledger.insist(run, repeat, run.epoch)

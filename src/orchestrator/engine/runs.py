@@ -1,7 +1,9 @@
 """What callers do with runs: invoke, look, wait, cancel, run again."""
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Generic, TypeVar
 
 import msgspec
@@ -9,17 +11,21 @@ import msgspec
 from orchestrator.core import values
 from orchestrator.core.access import TENANT
 from orchestrator.core.decide import Cancel
-from orchestrator.core.errors import Conflict, InvalidRequest, RunNotFound
+from orchestrator.core.errors import Conflict, InvalidRequest, RunEnded, RunNotFound
 from orchestrator.core.events import LogEvent, open_event
 from orchestrator.core.records import Invocation, Run
 from orchestrator.core.states import ENDED, RunState
 from orchestrator.engine.intake import RERUN_OF, Accepted, Intake, Invoke
 from orchestrator.engine.ledger import Ledger
+from orchestrator.engine.limits import TREE_MAX
 from orchestrator.engine.tail import Tails
 from orchestrator.ports import Where
 
 T = TypeVar("T")
+HUNG_UP = "the caller hung up"
+"""The reason of runs that ended because nobody waited for them any more."""
 _SCAN = 1000
+_AT_ONCE = 200
 _DIGITS_MAX = 18
 """Fewer than SQLite's largest key has."""
 
@@ -40,11 +46,12 @@ class EventPage(msgspec.Struct, frozen=True):
     trimmed: bool
 
 
-class Tree(msgspec.Struct, frozen=True):
-    """A run and the runs it called, to any depth."""
+class Tree(msgspec.Struct):
+    """A run and the runs it called, to any depth; `has_more` says that not all of them are here."""
 
     run: Run
-    children: list["Tree"]
+    children: list["Tree"] = []
+    has_more: bool = False
 
 
 class Runs:
@@ -54,6 +61,7 @@ class Runs:
         self._ledger = ledger
         self._intake = intake
         self._tails = tails
+        self._lines: Counter[str] = Counter()
 
     async def invoke(self, request: Invoke) -> Accepted:
         """Return the durable run that answers `request`."""
@@ -80,6 +88,7 @@ class Runs:
         status: Collection[str] = (),
         agent_id: str | None = None,
         session_id: str | None = None,
+        parent_run_id: str | None = None,
         created_before: int | None = None,
         cursor: str | None = None,
         limit: int = 50,
@@ -88,9 +97,8 @@ class Runs:
         where: list[Where] = [("tenant", "=", tenant)]
         if status:
             where.append(("status", "in", _states(status)))
-        for column, wanted in (("agent_id", agent_id), ("session_id", session_id)):
-            if wanted is not None:
-                where.append((column, "=", wanted))
+        named = {"agent_id": agent_id, "session_id": session_id, "parent_run_id": parent_run_id}
+        where += [(column, "=", name) for column, name in named.items() if name is not None]
         if created_before is not None:
             where.append(("created_at", "<", created_before))
         if cursor:
@@ -98,15 +106,53 @@ class Runs:
         found = await self._ledger.store.find(Run, *where, order="-key", limit=limit + 1)
         return page_of(found, limit, lambda run: str(run.key))
 
-    async def tree(self, run_id: str, tenant: str = TENANT) -> Tree:
-        """Return a run with all runs below it."""
-        return await self._tree(await self.get(run_id, tenant))
+    async def tree(self, run_id: str, tenant: str = TENANT, *, limit: int = TREE_MAX) -> Tree:
+        """Return a run with all runs below it, level by level until there are `limit`."""
+        top = Tree(await self.get(run_id, tenant))
+        level, room = {top.run.run_id: top}, limit - 1
+        while level:
+            below = await self._below(level, room + 1)
+            if len(below) > room:
+                for node in (*level.values(), *below[:room]):
+                    node.has_more = True
+            for node in below[:room]:
+                level[node.run.parent_run_id or ""].children.append(node)
+            if len(below) > room:
+                break
+            level, room = {node.run.run_id: node for node in below}, room - len(below)
+        return top
 
-    async def _tree(self, run: Run) -> Tree:
-        children = await self._ledger.store.find(
-            Run, ("parent_run_id", "=", run.run_id), order="key", limit=1000
-        )
-        return Tree(run, [await self._tree(child) for child in children])
+    async def _below(self, level: Collection[str], limit: int) -> list[Tree]:
+        """Return the first children of many runs, in the order in which they were called."""
+        names = sorted(level)
+        found: list[Run] = []
+        for at in range(0, len(names), _AT_ONCE):
+            ours: Where = ("parent_run_id", "in", names[at : at + _AT_ONCE])
+            found += await self._ledger.store.find(Run, ours, order="key", limit=limit)
+        return [Tree(run) for run in sorted(found, key=lambda run: run.key)[:limit]]
+
+    @contextmanager
+    def line(self, run_id: str) -> Iterator[None]:
+        """Count a caller who is on the line: as long as another is, a hang-up ends nothing."""
+        self._lines[run_id] += 1
+        try:
+            yield
+        finally:
+            self._lines[run_id] -= 1
+            if not self._lines[run_id]:
+                del self._lines[run_id]
+
+    async def hung_up(self, run_id: str, tenant: str = TENANT) -> None:
+        """End a run whose caller has gone, unless another is on the line.
+
+        The key of a child is free again: the next attempt of its parent begins a new one.
+        """
+        if self._lines[run_id]:
+            return
+        run = await self.get(run_id, tenant)
+        if run.status not in ENDED:
+            with suppress(RunEnded):  # it came to its end meanwhile
+                await self._ledger.execute(run, Cancel(reason=HUNG_UP, forgets=True))
 
     async def cancel(self, run_id: str, reason: str, tenant: str = TENANT) -> Run:
         """End a run; again is the same answer. Raises RunEnded when it ended otherwise."""

@@ -68,7 +68,10 @@ class Calls:
         return whole.below(self._world.noise(SPAN_BYTES))
 
     async def call(self, run: Run, agent: Agent, invocation: Invocation, place: Trace) -> AgentCall:
-        """Return the request for the attempt of `run` that is told of at `place`."""
+        """Return the request for the attempt of `run` that is told of at `place`.
+
+        `agent` is the agent as it is at the instance that is called.
+        """
         return AgentCall(
             endpoint=agent.endpoint,
             operator=agent.operator,
@@ -80,14 +83,15 @@ class Calls:
             content=invocation.content,
             messages=await earlier_messages(self._store, run),
             context=invocation.context or {},
-            credential=self._credential(agent),
+            credential=self.credential(agent),
             traceparent=place.traceparent,
             tracestate=place.state,
             base_url=self._settings.base_url,
             run_token=self._tokens.for_attempt(run, agent, invocation),
         )
 
-    def _credential(self, agent: Agent) -> Secret | None:
+    def credential(self, agent: Agent) -> Secret | None:
+        """Return what the agent is shown, unsealed; raises AgentFailure where no key opens it."""
         if agent.auth is None:
             return None
         try:

@@ -1,13 +1,20 @@
-"""What must happen although nobody asks: due timers, abandoned children, retention."""
+"""What must happen although nobody asks: timers, abandoned children, heartbeats, retention."""
+
+from contextlib import suppress
 
 from orchestrator.core.decide import Fail
 from orchestrator.core.errors import Conflict, RunNotFound, Unavailable
-from orchestrator.core.ops import Delete, Op
+from orchestrator.core.ops import Committed, Delete, Op, Patch
 from orchestrator.core.project import RUN_MAX
-from orchestrator.core.records import Run, Timer
+from orchestrator.core.records import Agent, Instance, Run, Timer
 from orchestrator.core.states import ENDED, OPEN
+from orchestrator.core.wellness import GONE_AFTER_MS, dead, silent_ms
+from orchestrator.engine.family import CALLED, Family
+from orchestrator.engine.heartbeats import Heartbeats
+from orchestrator.engine.instances import Instances
 from orchestrator.engine.ledger import Ledger
 from orchestrator.engine.limits import EngineSettings
+from orchestrator.engine.registry import removal
 from orchestrator.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -22,9 +29,18 @@ _TRIM_ROUNDS = 100
 class Upkeep:
     """Runs once a second for as long as the engine does."""
 
-    def __init__(self, ledger: Ledger, settings: EngineSettings) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        instances: Instances,
+        heartbeats: Heartbeats,
+        settings: EngineSettings,
+    ) -> None:
+        self._instances = instances
+        self._heartbeats = heartbeats
         self._ledger = ledger
         self._store = ledger.store
+        self._family = Family(ledger)
         self._settings = settings
 
     async def run(self) -> None:
@@ -42,8 +58,11 @@ class Upkeep:
         """Fire what is due; with `sweep`, also look for what a crash may have left behind."""
         for timer in await self._store.due():
             await self._fire(timer)
+        await self._heartbeats.flush()
+        await self._instances.tick()
         if sweep:
             await self._end_orphans()
+            await self._remove_dead(await self._instances.survey())
             await self._retire()
 
     async def _fire(self, timer: Timer) -> None:
@@ -56,6 +75,9 @@ class Upkeep:
                     return
             except (Conflict, RunNotFound):
                 log.info("timer_too_late", run_id=timer.run_id, kind=timer.kind)
+        elif timer.kind.startswith(CALLED):
+            await self._family.tell_late(timer)
+            return
         await self._store.commit(Op(writes=(Delete(Timer, (timer.run_id, timer.kind)),)))
 
     async def _end_orphans(self) -> None:
@@ -72,6 +94,41 @@ class Upkeep:
             if parent is not None and parent.status in ENDED:
                 ended = await self._ledger.end_children(parent)
                 log.info("orphans_ended", run_id=parent_id, children=ended)
+
+    async def flush(self) -> None:
+        """Write what is only in memory yet, once, before the end."""
+        with suppress(Unavailable):
+            await self._heartbeats.flush()
+
+    async def _remove_dead(self, instances: list[Instance]) -> None:
+        """Forget instances that were silent for an hour, and the rows of agents that are gone."""
+        now = self._ledger.world.now()
+        silent = {
+            (one.tenant, one.agent_id) for one in instances if silent_ms(one, now) > GONE_AFTER_MS
+        }
+        for key in silent:
+            while await self._remove_one(key, now):
+                continue
+
+    async def _remove_one(self, key: tuple[str, str], now: int) -> bool:
+        agent = await self._store.get(Agent, *key, deciding=True)
+        if agent is None:
+            await self._store.commit(Op(writes=(Delete(Instance, key),)))
+            return False
+        own = await self._instances.rows_of(agent)
+        gone = dead(own, now)
+        return bool(gone) and await self._removed(agent, own, gone[0])
+
+    async def _removed(self, agent: Agent, own: list[Instance], one: Instance) -> bool:
+        key = (one.tenant, one.agent_id, one.instance_id)
+        seen = {"last_heartbeat": one.last_heartbeat, "updated_at": one.updated_at}
+        still = Patch(Instance, key, {"draining": True}, where=seen, required=True)
+        op = Op(writes=(still, *removal(agent, own, [one])))
+        if not isinstance((await self._store.commit(op))[0], Committed):
+            return False  # it was heard of in this very moment, or somebody was faster
+        log.info("instance_removed", agent_id=one.agent_id, instance_id=one.instance_id)
+        await self._instances.changed(one.tenant, one.agent_id)
+        return True
 
     async def _retire(self) -> None:
         now = self._store.now()

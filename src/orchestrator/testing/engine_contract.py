@@ -4,14 +4,25 @@ They hand in one fixture, `place`: what opens a store and a bus for the same dat
 of times. A store that several servers may open at once keeps SharedEngineContract, too.
 """
 
+from orchestrator.testing.engine_families_contract import TheFamilies
 from orchestrator.testing.engine_readers_contract import TheIngress, TheReaders, TheSessionStreams
 from orchestrator.testing.engine_runs_contract import TheEnds, TheKeys, TheLife, TheSessions
 from orchestrator.testing.engine_servers_contract import SharedEngineContract, TheHeirs
+from orchestrator.testing.engine_sessions_contract import TheBusySessions
 
 __all__ = ["EngineContract", "SharedEngineContract"]
 
 
 class EngineContract(
-    TheLife, TheSessions, TheKeys, TheEnds, TheReaders, TheSessionStreams, TheIngress, TheHeirs
+    TheLife,
+    TheSessions,
+    TheBusySessions,
+    TheKeys,
+    TheEnds,
+    TheFamilies,
+    TheReaders,
+    TheSessionStreams,
+    TheIngress,
+    TheHeirs,
 ):
     """All of it, one server at a time."""

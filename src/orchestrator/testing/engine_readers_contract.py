@@ -8,7 +8,7 @@ from orchestrator.core.events import TERMINAL, LogEvent
 from orchestrator.core.frames import Delta, Done
 from orchestrator.core.records import Run
 from orchestrator.core.states import RunState
-from orchestrator.engine import SessionEvent
+from orchestrator.engine import SessionEvent, SessionItem
 from orchestrator.ports import AgentCall
 from orchestrator.testing.engine_rig import Frames, Place, Rig, ScriptedIngress, running, until
 from orchestrator.testing.simulator.chance import Chance
@@ -64,9 +64,10 @@ class Seen:
         self.ended: set[str] = set()
         self.cursor: str | None = None
 
-    def take(self, items: Sequence[SessionEvent]) -> None:
+    def take(self, items: Sequence[SessionItem]) -> None:
         """Note events in the order in which they came."""
         for item in items:
+            assert isinstance(item, SessionEvent), "nothing was lost"
             self.seqs.setdefault(item.run_id, []).append(item.event.seq)
             self.cursor = item.cursor
             if item.event.type in TERMINAL:
@@ -165,7 +166,7 @@ class TheSessionStreams:
         async with asyncio.timeout(30), running(place, parent_last) as rig:
             runs = [await rig.invoke(f"m{n}", session_id="s") for n in range(3)]
             await until(lambda: rig.agent.open_now == 1)
-            children.add((await rig.invoke("c", parent_run_id=runs[0].run_id)).run_id)
+            children.add((await rig.child(runs[0])).run_id)
             while len(seen.ended) < 4:
                 async with rig.engine.tails.session("default", "s", seen.cursor) as batches:
                     async for batch in batches:
@@ -193,7 +194,7 @@ class TheSessionStreams:
         async with asyncio.timeout(30), running(place, parent_last) as rig:
             parent = await rig.invoke("parent", session_id="s")
             await until(lambda: rig.agent.open_now == 1)
-            child = await rig.invoke("child", parent_run_id=parent.run_id)
+            child = await rig.child(parent)
             await seen.read_until_ended(rig, child)
             go_on.set()
             await rig.ended(parent)

@@ -169,6 +169,13 @@ class Rig:
         wanted = {"agent_id": "demo", "session_id": "s1", "content": text} | fields
         return (await self.engine.runs.invoke(Invoke(**wanted))).run
 
+    async def child(self, parent: Run, text: str = "child", **fields: Any) -> Run:
+        """Accept a run that another has called: on each level it is of an agent of its own."""
+        agent_id = f"level-{parent.depth + 1}"
+        await self.register(agent_id)
+        wanted = {"agent_id": agent_id, "parent_run_id": parent.run_id} | fields
+        return await self.invoke(text, **wanted)
+
     async def stored(self, run: Run) -> Run:
         """Return a run as it is on the disk now."""
         found: Run | None = await self.store.get(Run, run.run_id)

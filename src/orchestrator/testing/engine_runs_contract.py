@@ -312,10 +312,10 @@ class TheEnds:
         async with running(place, hang) as rig:
             parent = await rig.invoke("parent")
             await until(lambda: rig.agent.open_now == 1)
-            child = await rig.invoke("child", parent_run_id=parent.run_id, request_id="k")
-            again = await rig.invoke("child", parent_run_id=parent.run_id, request_id="k")
+            child = await rig.child(parent, request_id="k")
+            again = await rig.child(parent, request_id="k")
             await until(lambda: rig.agent.open_now == 2)
-            grandchild = await rig.invoke("grandchild", parent_run_id=child.run_id)
+            grandchild = await rig.child(child, "grandchild")
             await until(lambda: rig.agent.open_now == 3)
             assert again.run_id == child.run_id
             assert child.session_id == parent.session_id
@@ -327,7 +327,7 @@ class TheEnds:
             await until(lambda: rig.agent.open_now == 0, timeout_s=1)
             assert [m.content for m in await rig.store.find(Message)] == ["parent"]
             with refused(RunNotActive):
-                await rig.invoke("late", parent_run_id=parent.run_id)
+                await rig.child(parent, "late")
 
     async def test_draining_refuses_new_runs_and_ends_the_rest(self, place: Place) -> None:
         async with running(place, hang) as rig:

@@ -85,7 +85,7 @@ class TheHeirs:
         async with running(place, hang) as rig:
             parent = await rig.invoke("parent")
             await driven(rig, parent)
-            child = await rig.invoke("child", parent_run_id=parent.run_id)
+            child = await rig.child(parent)
             await driven(rig, child)
             await died(rig, child)
         async with running(place, known=True) as rig:

@@ -115,6 +115,13 @@ class IgnoresStates(Rewriting):
         return replace(op, guard=replace(op.guard, states=frozenset()))
 
 
+class HasAlwaysRoom(Rewriting):
+    """Does not ask who is there already."""
+
+    def rewritten(self, op: Op) -> Op:
+        return replace(op, room=None)
+
+
 class InsertsOver(Rewriting):
     """Writes over what a key already leads to."""
 
@@ -462,11 +469,11 @@ class TrimsEmptyLogs(Through):
 
 
 FLAWS: Final[tuple[Callable[[Store], Store], ...]] = (
-    IgnoresEpochs, IgnoresVersions, IgnoresStates, InsertsOver, InsertsNothing, RequiresNothing,
-    PatchesWithoutLooking, KeepsNothing, LeavesWritesBehind, RefusesNeighbours, LeavesAHole,
-    NumbersTwice, EscapesText, ReadsFromTheStart, LosesTheLast, AnswersTooEarly, AppendsNothing,
-    FindsTooMuch, FindsInAnyOrder, CountsEverything, PlacesNobody, ClaimsFromTheLiving,
-    ClaimsOutOfOrder, ClaimsWithoutALease, ClaimsWithoutBounds, GivesTwice, KeepsEpochs,
-    KeepsLeases, FiresEarly, FiresInAnyOrder, TrimsOpenRuns, TrimsStates, TrimsOnlyTheRun,
-    TrimsEmptyLogs,
+    IgnoresEpochs, IgnoresVersions, IgnoresStates, HasAlwaysRoom, InsertsOver, InsertsNothing,
+    RequiresNothing, PatchesWithoutLooking, KeepsNothing, LeavesWritesBehind, RefusesNeighbours,
+    LeavesAHole, NumbersTwice, EscapesText, ReadsFromTheStart, LosesTheLast, AnswersTooEarly,
+    AppendsNothing, FindsTooMuch, FindsInAnyOrder, CountsEverything, PlacesNobody,
+    ClaimsFromTheLiving, ClaimsOutOfOrder, ClaimsWithoutALease, ClaimsWithoutBounds, GivesTwice,
+    KeepsEpochs, KeepsLeases, FiresEarly, FiresInAnyOrder, TrimsOpenRuns, TrimsStates,
+    TrimsOnlyTheRun, TrimsEmptyLogs,
 )  # fmt: skip

@@ -1,13 +1,14 @@
-"""Small valid records and ops for driver contract suites."""
+"""Small valid records and ops for driver contract suites, and what commits them."""
 
 from typing import Any
 
 from msgspec.structs import replace
 
 from orchestrator.core import events as ev
-from orchestrator.core.ops import ANYTIME, Guard, Insert, Op, Write
+from orchestrator.core.ops import ANYTIME, Committed, Guard, Insert, Op, Write
 from orchestrator.core.records import NEXT, Agent, IdempotencyKey, Message, Run, Session
 from orchestrator.core.states import RunState
+from orchestrator.ports import Store
 
 AT = 1_800_000_000_000
 
@@ -82,3 +83,20 @@ def agent(agent_id: str, **fields: Any) -> Agent:
         created_at=AT, updated_at=AT,
     )  # fmt: skip
     return replace(made, **fields)
+
+
+async def committed(store: Store, *ops: Op) -> list[Committed]:
+    """Commit ops of which none may be refused."""
+    outcomes = await store.commit(*ops)
+    done = [outcome for outcome in outcomes if isinstance(outcome, Committed)]
+    if len(done) < len(outcomes):
+        raise AssertionError(f"not all of it was committed: {outcomes}")
+    return done
+
+
+async def stored(store: Store, made: Run) -> Run:
+    """Return a run as it is stored."""
+    found = await store.get(Run, made.run_id)
+    if found is None:
+        raise AssertionError(f"{made.run_id} is not stored")
+    return found

@@ -31,23 +31,10 @@ from orchestrator.core.states import RunState
 from orchestrator.ports import Store
 from orchestrator.testing import records as r
 from orchestrator.testing.fake_world import FakeWorld
+from orchestrator.testing.records import committed, stored
+from orchestrator.testing.store_room_contract import TheRoom
 
 TTL = 15_000
-
-
-async def committed(store: Store, *ops: Op) -> list[Committed]:
-    """Commit ops of which none may be refused."""
-    outcomes = await store.commit(*ops)
-    for outcome in outcomes:
-        assert isinstance(outcome, Committed), outcome
-    return [outcome for outcome in outcomes if isinstance(outcome, Committed)]
-
-
-async def stored(store: Store, made: Run) -> Run:
-    """Return a run as it is stored."""
-    found = await store.get(Run, made.run_id)
-    assert found is not None
-    return found
 
 
 async def seqs(store: Store, made: Run, after: int = 0, limit: int = 1000) -> list[int]:
@@ -472,5 +459,5 @@ class TheKeeping:
         assert all(isinstance(value, int | float) for value in store.stats().values())
 
 
-class StoreContract(TheLog, TheGuards, TheRecords, TheOwners, TheKeeping):
+class StoreContract(TheLog, TheGuards, TheRoom, TheRecords, TheOwners, TheKeeping):
     """All of it: a driver's tests are a subclass and the fixtures `store`, `world` and `copy`."""

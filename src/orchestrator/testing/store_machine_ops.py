@@ -89,12 +89,15 @@ class Accept(msgspec.Struct, frozen=True):
     pos: int = WAITING
     words: int = 0
     due_in: int | None = None
+    room: int | None = None
+    parallel: bool = False
 
     def op(self, stand: Stand) -> Op:
         """Return the op."""
         number = stand.number(self.run)
         parent = None if self.parent is None else stand.run(self.parent).run_id
-        made = run_of(number, parent_run_id=parent, labels={"n": str(number)})
+        labels = {"n": str(number)}
+        made = run_of(number, parent_run_id=parent, labels=labels, parallel=self.parallel)
         writes: list[Write] = [
             Insert(r.message(number, made.session_id, self.pos, run_id=made.run_id))
         ]
@@ -105,7 +108,7 @@ class Accept(msgspec.Struct, frozen=True):
                 Insert(Timer(run_id=made.run_id, kind="a", due_at=stand.now + self.due_in))
             )
         op = r.accept(made, *writes)
-        return replace(op, events=(*op.events, *r.deltas(self.words)))
+        return replace(op, room=self.room, events=(*op.events, *r.deltas(self.words)))
 
 
 class Say(msgspec.Struct, frozen=True):
@@ -196,6 +199,8 @@ accepts = st.builds(
     pos=st.sampled_from([WAITING, WAITING, NEXT]),
     words=st.integers(0, 2),
     due_in=st.none() | st.sampled_from([_PAST, 10, 20_000, 2_000_000]),
+    room=st.sampled_from([None, None, None, 0, 1, 2]),
+    parallel=st.sampled_from([False, False, True]),
 )
 _guards = st.builds(
     Guard,

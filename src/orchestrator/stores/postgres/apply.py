@@ -1,7 +1,6 @@
 """Carries out ops in one open transaction: guards, events, the run's row, the rows around it."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -23,6 +22,7 @@ from orchestrator.stores.postgres import locks
 from orchestrator.stores.postgres.finishing import Row
 from orchestrator.stores.postgres.heads import Head
 from orchestrator.stores.postgres.pool import Connection
+from orchestrator.stores.postgres.room import Way, create_sql, way_of
 from orchestrator.stores.postgres.segments import rows_of
 from orchestrator.stores.postgres.tables import TABLES, plain
 from orchestrator.stores.postgres.writes import Shape, Statement, statement_of, text_of
@@ -110,9 +110,12 @@ class Applier:
     async def _create(self, op: Op, run: Run) -> Committed:
         created = replace(run, head=len(op.events), version=op.versions, **op.changes)
         row = _RUNS.row(created, frozenset({"key"}))
-        key = await self._db.fetchval(_create_sql(tuple(row)), *row.values())
+        way = None if op.room is None else way_of(run, op.room)
+        full = way.query("1", len(row) + 1) if way else ""
+        text = create_sql(tuple(row), full)
+        key = await self._db.fetchval(text, *row.values(), *(way.values if way else ()))
         if key is None:
-            raise Refusal("exists", await self._found(created))
+            raise await self._not_created(created, way)
         self._created = key
         head = Head(
             key, created.version, run.epoch, created.status, created.head, run.tenant,
@@ -122,6 +125,12 @@ class Applier:
         batch = seal_all(run.run_id, 1, op.events)
         self.rows += rows_of(run.run_id, head, batch, op.events)
         return Committed(head=head.head, version=head.version, key=key, events=batch)
+
+    async def _not_created(self, run: Run, way: Way | None) -> Refusal:
+        row = await self._db.fetchrow(way.query(_RUNS.select), *way.values) if way else None
+        if row is not None:
+            return Refusal("full", self._as_moved(_RUNS.record(row)))
+        return Refusal("exists", await self._found(run))
 
     def _run_part(self, op: Op, run_id: str) -> Committed:
         head = self.heads.get(run_id)
@@ -204,17 +213,9 @@ class Applier:
         text = f"SELECT {table.select} FROM {table.name} WHERE {table.by_key}"
         row = await self._db.fetchrow(text, *table.key_of(record))
         found: Record | None = table.record(row) if row else None
-        if isinstance(found, Run) and found.run_id in self.moved:
-            # The row of a run that this batch has moved learns it at the end only.
-            after = self.moved[found.run_id]
-            return replace(found, head=after.head, version=after.version)
-        return found
+        return self._as_moved(found) if isinstance(found, Run) else found
 
-
-@cache
-def _create_sql(columns: tuple[str, ...]) -> str:
-    marks = ", ".join(f"${n}" for n in range(1, len(columns) + 1))
-    return (
-        f"INSERT INTO runs ({', '.join(columns)}) VALUES ({marks}) "
-        "ON CONFLICT DO NOTHING RETURNING key"
-    )
+    def _as_moved(self, run: Run) -> Run:
+        """Return a run as it is: the row of one that this batch has moved learns it at the end."""
+        after = self.moved.get(run.run_id)
+        return run if after is None else replace(run, head=after.head, version=after.version)

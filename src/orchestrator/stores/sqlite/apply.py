@@ -28,6 +28,16 @@ from orchestrator.stores.sqlite.heads import Head, Heads
 from orchestrator.stores.sqlite.tables import TABLES
 
 _RUNS: Final = TABLES[Run]
+_IN_THE_WAY: Final = (
+    f"SELECT {_RUNS.select} FROM runs WHERE tenant = ? AND session_id = ? "
+    "AND status IN ('CREATED', 'RUNNING') AND parent_run_id IS NULL AND NOT parallel "
+    "ORDER BY key LIMIT 1 OFFSET ?"
+)
+_OPEN_CHILDREN: Final = (
+    f"SELECT {_RUNS.select} FROM runs WHERE parent_run_id = ? AND status IN "
+    "('CREATED', 'RUNNING', 'PAUSED_WAITING_TOOL', 'PAUSED_WAITING_APPROVAL') "
+    "ORDER BY key LIMIT 1 OFFSET ?"
+)
 _SEGMENT: Final = "INSERT INTO segments (key, n, epoch, ts, data) VALUES (?, ?, ?, ?, ?)"
 _NEXT_POS: Final = (
     "UPDATE sessions SET pos = pos + 1 WHERE tenant = ? AND session_id = ? RETURNING pos"
@@ -100,6 +110,8 @@ class Applier:
         return outcome
 
     def _create(self, op: Op, run: Run) -> Committed:
+        if op.room is not None:
+            self._find_room(run, op.room)
         created = replace(run, head=len(op.events), version=op.versions, **op.changes)
         self._insert(Insert(created), skip=frozenset({"key"}))
         key = self._created = self._db.last_insert_rowid()
@@ -107,6 +119,14 @@ class Applier:
         batch = seal_all(run.run_id, 1, op.events)
         self._append(key, run.epoch, batch, op)
         return Committed(head=created.head, version=created.version, key=key, events=batch)
+
+    def _find_room(self, run: Run, room: int) -> None:
+        if run.parent_run_id is None:
+            row = self._one(_IN_THE_WAY, (run.tenant, run.session_id, room))
+        else:
+            row = self._one(_OPEN_CHILDREN, (run.parent_run_id, room))
+        if row:
+            raise Refusal("full", _RUNS.record(row))
 
     def _run_part(self, op: Op) -> Committed:
         run_id = op.run_id or ""

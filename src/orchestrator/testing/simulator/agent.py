@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.core.errors import AgentFailure, OrchestratorError
+from orchestrator.core.errors import AgentCycle, AgentFailure, OrchestratorError
 from orchestrator.core.frames import Delta, Deltas, Done, Failed, Frame, Other, Paused, State
 from orchestrator.engine import Invoke
 from orchestrator.ports import AgentCall
@@ -61,6 +61,7 @@ class SimAgent:
             messages=list(call.messages),
             opened=stage.loop.time(),
             root=run is not None and run.parent_run_id is None,
+            in_turn=run is not None and run.parent_run_id is None and not run.parallel,
         )
         stage.calls.append(record)
         stage.note("agent", f"call {record.number}: {stage.name(call.run_id)} #{call.attempt}")
@@ -130,6 +131,8 @@ class SimAgent:
         try:
             child = (await self._server.call(lambda engine: engine.runs.invoke(asked))).run
         except (OrchestratorError, Gone) as error:
+            if isinstance(error, AgentCycle):
+                stage.fault("agent_cycle")
             stage.note("agent", f"call {record.number} gets no child: {error!r}")
         else:
             stage.fault("child")

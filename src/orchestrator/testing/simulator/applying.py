@@ -31,6 +31,7 @@ from orchestrator.core.records import (
     Run,
     Session,
 )
+from orchestrator.core.states import HOLDS_SESSION, OPEN
 from orchestrator.testing.simulator.tables import Key, Tables, key_of, undo
 
 
@@ -60,11 +61,19 @@ class Applier:
 
     def _whole(self, op: Op) -> Outcome:
         if op.create is not None:
+            if op.room is not None:
+                self._find_room(op.create, op.room)
             self._insert(Insert(replace(op.create, key=self._tables.next_key())))
         outcome = self._run_part(op) if op.run_id is not None else Committed()
         for write in op.writes:
             self._write(write)
         return outcome
+
+    def _find_room(self, run: Run, room: int) -> None:
+        runs = sorted(self._tables.rows[Run].values(), key=lambda one: one.key)
+        ahead = [other for other in runs if _is_in_the_way(other, run)]
+        if len(ahead) > room:
+            raise Refusal("full", ahead[room])
 
     def _run_part(self, op: Op) -> Committed:
         run = self._tables.run(op.run_id)
@@ -155,6 +164,14 @@ class Applier:
             return 1
         self._tables.put(replace(session, pos=session.pos + 1))
         return int(session.pos) + 1
+
+
+def _is_in_the_way(other: Run, run: Run) -> bool:
+    if run.parent_run_id is not None:
+        return other.parent_run_id == run.parent_run_id and other.status in OPEN
+    if other.parent_run_id is not None or other.parallel or other.status not in HOLDS_SESSION:
+        return False
+    return (other.tenant, other.session_id) == (run.tenant, run.session_id)
 
 
 def _agrees(record: Record, where: Mapping[str, Any]) -> bool:

@@ -144,7 +144,8 @@ def _transcript(stage: Stage, messages: list[Message], runs: dict[str, Run]) -> 
     if len({message.pos for message in messages}) != len(messages):
         yield "two messages have one place"
     begun = [m for m in messages if m.pos < PENDING and _begun(runs, m)]
-    order = [(runs[str(m.run_id)].key, m.role != "user") for m in begun]
+    in_turn = [m for m in begun if not runs[str(m.run_id)].parallel]
+    order = [(runs[str(m.run_id)].key, m.role != "user") for m in in_turn]
     if order != sorted(order):
         yield f"its transcript is out of order: {order}"
     for call in stage.calls:

@@ -5,7 +5,8 @@ from contextlib import asynccontextmanager
 
 from orchestrator.core.batch import EMPTY, Batch
 from orchestrator.core.events import TERMINAL
-from orchestrator.engine.tail import PAGE, Tails
+from orchestrator.engine.following import PAGE
+from orchestrator.engine.tail import Tails
 from orchestrator.ports import Bus, Store
 
 

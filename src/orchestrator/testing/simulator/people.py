@@ -11,6 +11,7 @@ from orchestrator.core.errors import (
     QueueFull,
     RunEnded,
     RunNotFound,
+    SessionBusy,
     Unavailable,
 )
 from orchestrator.core.records import Run
@@ -22,6 +23,7 @@ from orchestrator.testing.simulator.stage import Gone, Stage
 
 _LATER: Final = (Gone, Unavailable, QueueFull)
 """What a caller takes as: try again."""
+_BUSY_KINDS: Final = (*["enqueue"] * 6, "reject", "interrupt", "parallel")
 _TRIES: Final = 5
 _COMING_S: Final = 2.5
 """Everybody has come by then, so that much is going on when something breaks."""
@@ -70,6 +72,7 @@ class Caller:
             session_id=f"s{chance.whole(1, self._stage.plan.sessions)}",
             content=f"question of {self._who}",
             request_id=f"request {self._number}" if chance.hit(0.8) else None,
+            on_busy=chance.pick(_BUSY_KINDS),
         )
 
     async def _twice(self, request: Invoke) -> Run | None:
@@ -80,10 +83,13 @@ class Caller:
         return both[0].result()
 
     async def _insist(self, request: Invoke) -> Run | None:
-        """Invoke until there is an answer; None when trying again could do it twice."""
+        """Invoke until there is an answer; None when it is no or might be done twice."""
         while True:
             try:
                 accepted = await self._stage.ask(lambda engine: engine.runs.invoke(request))
+            except SessionBusy:
+                self._stage.fault("session_busy")
+                return None
             except _LATER as error:
                 self._stage.note(self._who, f"is not answered: {error!r}")
                 if request.request_id is None and isinstance(error, Gone):

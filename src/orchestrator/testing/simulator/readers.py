@@ -9,8 +9,8 @@ from orchestrator.core.batch import Batch
 from orchestrator.core.errors import RunNotFound
 from orchestrator.core.events import DELTAS, LogEvent
 from orchestrator.core.records import Run
-from orchestrator.engine import TENANT
-from orchestrator.engine.tail import SessionCursor
+from orchestrator.engine import TENANT, LogReset, SessionEvent
+from orchestrator.engine.session_tail import SessionCursor
 from orchestrator.testing.simulator.chance import Chance
 from orchestrator.testing.simulator.server import Server
 from orchestrator.testing.simulator.stage import Gone, Stage
@@ -90,6 +90,7 @@ class SessionReader:
     def __init__(self, stage: Stage, session_id: str, chance: Chance) -> None:
         self.session_id = session_id
         self.seen: dict[str, list[LogEvent]] = {}
+        self._kept: dict[str, int] = {}
         self._cursor: str | None = None
         self._stage = stage
         self._chance = chance
@@ -107,9 +108,27 @@ class SessionReader:
         async with tails.session(TENANT, self.session_id, self._cursor) as batches:
             async for batch in batches:
                 for item in batch:
-                    self.seen.setdefault(item.run_id, []).append(item.event)
-                    self._cursor = item.cursor
+                    if isinstance(item, LogReset):
+                        self._reset(item)
+                    else:
+                        self._take(item)
                 await _dawdle(self._chance)
+
+    def _take(self, item: SessionEvent) -> None:
+        seen = self.seen.setdefault(item.run_id, [])
+        if len(seen) > self._kept.pop(item.run_id, len(seen)):
+            self._stage.accuse(f"{self.who} is not told what is void of {item.run_id}")
+        seen.append(item.event)
+        self._cursor = item.cursor
+
+    def _reset(self, item: LogReset) -> None:
+        """Forget what is said to be void: no less than is gone, and no more."""
+        length = len(self.seen.get(item.run_id, ()))
+        kept = min(self._kept.pop(item.run_id, length), length)
+        if min(item.after_seq, length) != kept:
+            self._stage.accuse(f"{self.who} is told to go back to {item.after_seq}, not {kept}")
+        self._stage.fault("session_reset")
+        self.seen[item.run_id] = self.seen.get(item.run_id, [])[: item.after_seq]
 
     def _place(self) -> str:
         position = SessionCursor.parse(self._cursor)
@@ -117,16 +136,15 @@ class SessionReader:
         return f"key {position.done}, {seqs}"
 
     def shown(self) -> dict[str, list[LogEvent]]:
-        """Return what was shown, by run."""
-        return self.seen
+        """Return what was shown, by run, without what a power loss took."""
+        return {run_id: events[: self._kept.get(run_id)] for run_id, events in self.seen.items()}
 
     def lost_power(self) -> None:
-        """Begin again: what was shown must be there, or was events of the delta class."""
-        for run_id, events in self.seen.items():
-            log = self._stage.disk.tables.log(run_id)
-            _judge_loss(self._stage, self.who, events[len(log) :])
-        self.seen = {}
-        self._cursor = None
+        """Judge what was shown, and remember how far the disk kept it."""
+        for run_id, events in self.shown().items():
+            length = len(self._stage.disk.tables.log(run_id))
+            _judge_loss(self._stage, self.who, events[length:])
+            self._kept[run_id] = min(length, self._kept.get(run_id, length))
 
 
 async def connected(

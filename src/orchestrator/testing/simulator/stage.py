@@ -41,6 +41,7 @@ class Call(msgspec.Struct):
     messages: list[Any]
     opened: float
     root: bool = True
+    in_turn: bool = True
     closed: float | None = None
     words: list[str] = []
     final: Any = None
@@ -176,7 +177,7 @@ class Stage:
                 continue  # it has a second to be closed
             if other.run_id == call.run_id:
                 self.accuse(f"calls {other.number} and {call.number} of one run are both open")
-            elif other.root and call.root:
+            elif other.in_turn and call.in_turn:
                 self.accuse(f"calls {other.number} and {call.number} of one session are both open")
 
     def _taken_over(self, run_id: str) -> None:

@@ -22,3 +22,7 @@ SELECT tenant, agent_id, coalesce(instance_id, 'default'), endpoint, version, op
     max_concurrency, draining, last_heartbeat, created_at, updated_at FROM agents;
 
 ALTER TABLE runs ADD COLUMN parallel INTEGER NOT NULL DEFAULT 0;
+-- How many children a run has open is counted with each new one, however many it has had.
+CREATE INDEX runs_of_parent_open ON runs (parent_run_id, key)
+    WHERE parent_run_id IS NOT NULL
+      AND status IN ('CREATED', 'RUNNING', 'PAUSED_WAITING_TOOL', 'PAUSED_WAITING_APPROVAL');

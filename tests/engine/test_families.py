@@ -1,0 +1,72 @@
+"""A parent is told of each child once, also when whoever made the child dies in between."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.buses.local import LocalBus
+from orchestrator.core.errors import RunNotActive
+from orchestrator.core.records import Run, Timer
+from orchestrator.core.states import RunState
+from orchestrator.engine.family import CALLED, Family
+from orchestrator.engine.ledger import Ledger
+from orchestrator.world import RealWorld
+
+from .rig import Rig, hang, running, until
+
+TOLD = "agent_called_child"
+
+
+async def half_made(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, Run]:
+    """Return a parent and a child of which it was not told, as a death in between leaves them."""
+
+    async def nothing(*_: object) -> None:
+        return
+
+    parent = await rig.invoke("parent")
+    await until(lambda: rig.agent.open_now == 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Family, "tell", nothing)
+        child = await rig.child(parent)
+    assert TOLD not in await rig.types(parent)
+    [timer] = [one for one in await rig.store.find(Timer) if one.kind.startswith(CALLED)]
+    assert timer.due_at > child.created_at
+    return parent, child
+
+
+async def test_a_parent_is_told_late_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path / "o.db", hang) as rig:
+        parent, child = await half_made(rig, monkeypatch)
+        timer = Timer(run_id=parent.run_id, kind=f"{CALLED}{child.run_id}", due_at=0)
+        family = Family(Ledger(rig.store, LocalBus(), RealWorld()))
+        for _ in range(2):
+            await family.tell_late(timer)
+        assert (await rig.types(parent)).count(TOLD) == 1
+        assert (await rig.stored(child)).status is not RunState.CANCELLED
+
+
+async def test_a_child_whose_parent_has_ended_before_it_was_told_ends_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path / "o.db", hang) as rig:
+        parent, child = await half_made(rig, monkeypatch)
+        stale = await rig.stored(parent)
+        await rig.engine.runs.cancel(parent.run_id, "enough")
+        with pytest.raises(RunNotActive):
+            await Family(Ledger(rig.store, LocalBus(), RealWorld())).tell(stale, child)
+        assert (await rig.ended(child)).status is RunState.CANCELLED
+        assert (await rig.types(parent))[-1] == "run_cancelled"
+        assert await rig.store.find(Timer) == []
+
+
+async def test_upkeep_tells_what_a_dead_server_did_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.engine.family._TELL_MS", 1)
+    async with running(tmp_path / "o.db", hang) as rig:
+        parent, _ = await half_made(rig, monkeypatch)
+        await rig.once(parent, lambda run: run.version > parent.version + 1)
+        types = await rig.types(parent)
+        assert types.count(TOLD) == 1
