@@ -14,6 +14,7 @@ from orchestrator.stores.sqlite import open_store
 from orchestrator.testing import records as r
 from orchestrator.testing.fake_world import FakeWorld
 
+from ..engine.rig import at
 from .conftest import serving
 
 
@@ -99,7 +100,7 @@ async def test_a_reader_that_saw_more_is_reset(tmp_path: Path) -> None:
     done = draft("evt_end", r.AT, RunDone())
     await store.commit(r.append(made, done, status=RunState.DONE, ended_at=r.AT))
     await store.close()
-    async with serving(tmp_path / "left.db") as api:
+    async with serving(at(tmp_path / "left.db")) as api:
         path = f"/v1/runs/{made.run_id}/events/stream"
         behind = await api.get(path, Last_Event_ID="9")
         assert behind.raw.startswith(b'event: log_reset\ndata: {"after_seq":5}\n\nid: 6.1\n')
