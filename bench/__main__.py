@@ -20,7 +20,9 @@ from bench.report import QUICK, Report, Row, Size, machine, read, show, write
 from bench.rig import Neighbours, Rig, many_descriptors
 from tests.processes import ROOT
 
-NAMES: Final = ("paced", "burst", "churn", "held", "stalled", "replay", "start", "ingress")
+NAMES: Final = (
+    "paced", "burst", "churn", "held", "stalled", "replay", "start", "ingress", "stores",
+)  # fmt: skip
 
 
 def measured(names: list[str], size: Size, checkout: Path) -> Report:
