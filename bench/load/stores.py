@@ -24,6 +24,7 @@ from orchestrator.core.batch import Deltas
 from orchestrator.core.ops import Committed, Guard, Insert, Op
 from orchestrator.core.records import WAITING, Invocation, Message, Run, Timer
 from orchestrator.core.states import RunState
+from orchestrator.engine.tail import Tails
 from orchestrator.ports import Hint, Store
 from orchestrator.stores import postgres, sqlite
 from orchestrator.telemetry.logs import configure
@@ -49,10 +50,12 @@ class Place:
         self._delays = array("q")
         self._store: Store
 
-    async def open(self, url: str, *, bus: bool = False) -> None:
+    async def open(self, url: str, *, bus: bool = False, durability: str = "balanced") -> None:
         """Open a store, with its bus where that is to bring the hints."""
-        opener = sqlite.open_store if url.startswith("file:") else postgres.open_store
-        self._store = await opener(url, world=self._world)
+        if url.startswith("file:"):
+            self._store = await sqlite.open_store(url, world=self._world, durability=durability)
+        else:
+            self._store = await postgres.open_store(url, world=self._world)
         if bus:
             self._bus = PostgresBus(url, self._world)
             await self._stack.enter_async_context(self._bus.running())
@@ -150,17 +153,12 @@ class Place:
             self._tasks.create_task(self._follow(run_id))
 
     async def _follow(self, run_id: str) -> None:
-        after = 0
-        with self._bus.subscribe(f"run:{run_id}") as mailbox:
-            while hints := await mailbox.take():
-                head = max(hint.head for hint in hints)
-                while after < head:
-                    events = await self._store.read(run_id, after)
-                    now = time.monotonic_ns()
-                    after = events.seqs[-1]
-                    for text in events.texts:
-                        if sent := _STAMP.search(text):
-                            self._delays.append(now - int(sent[1]))
+        async with Tails(self._store, self._bus).run(run_id) as batches:
+            async for batch in batches:
+                now = time.monotonic_ns()
+                for text in batch.texts:
+                    if sent := _STAMP.search(text):
+                        self._delays.append(now - int(sent[1]))
 
     async def reset(self) -> None:
         """Forget what was seen so far."""
