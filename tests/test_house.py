@@ -32,7 +32,7 @@ HOMES = {
     "msgspec": ("",),
     "prometheus_client": ("telemetry/durations.py", "api/metrics.py"),
     "rich": ("cli/",),
-    "starlette": ("api/", "console/"),
+    "starlette": ("api/",),
     "structlog": ("telemetry/logs.py",),
     "uvicorn": ("app.py", "api/"),
     "uvloop": ("app.py", "cli/"),
