@@ -21,7 +21,7 @@ from bench.rig import Neighbours, Rig, many_descriptors
 from tests.processes import ROOT
 
 NAMES: Final = (
-    "paced", "burst", "churn", "held", "stalled", "replay", "start", "ingress", "stores",
+    "paced", "burst", "churn", "held", "stalled", "replay", "start", "ingress", "devices", "stores",
 )  # fmt: skip
 
 

@@ -86,7 +86,7 @@ def test_without_a_secret_key_it_is_told_how_to_make_one(
 
 def test_a_secret_key_that_is_too_short(tmp_path: Path, url: str) -> None:
     said = refused(tmp_path, DATABASE_URL=url, SECRET_KEY=token_hex(15), LOG_LEVEL="error")
-    assert "SECRET_KEY needs keys of at least 32 characters each" in said
+    assert "SECRET_KEY must be a comma list of keys of at least 32 characters" in said
     assert "openssl rand -hex 32" in said
 
 
