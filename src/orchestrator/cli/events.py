@@ -44,6 +44,7 @@ class _Shown:
         self._out = out
         self._several = several
         self._speaker = ""
+        self._spoken: set[str] = set()
 
     def talk(self, event: Event) -> None:
         """Show an event as a part of a conversation."""
@@ -51,8 +52,13 @@ class _Shown:
             self._out.remark(event.run_id)
             self._speaker = event.run_id
         _say(event, self._out)
+        if event.type == "agent_stream_delta":
+            self._spoken.add(event.run_id)
+        elif event.type == "agent_invoke_done" and event.run_id not in self._spoken:
+            self._out.words(_text(event.payload.get("final_message")))
         if event.type in ENDS:
             self._out.close_line()
+            self._spoken.discard(event.run_id)
 
     def line(self, event: Event) -> None:
         """Show an event as a line."""
@@ -86,6 +92,13 @@ def _say(event: Event, out: Output) -> None:
             out.remark(f"cancelled: {payload['reason']}", "yellow")
         case _:
             pass  # the other events are for `tail` and `replay`
+
+
+def _text(content: Any) -> str:
+    """Return a message as text: an agent may say all of it at its end, and as parts."""
+    if not isinstance(content, list):
+        return str(content or "")
+    return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
 
 
 def _line(event: Event, out: Output, whose: str) -> None:
