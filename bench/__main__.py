@@ -20,8 +20,10 @@ from bench.report import QUICK, Report, Row, Size, machine, read, show, write
 from bench.rig import Neighbours, Rig, many_descriptors
 from tests.processes import ROOT
 
-NAMES: Final = ("paced", "burst", "churn", "held", "stalled", "replay", "start", "ingress",
-                     "heartbeats")  # fmt: skip
+NAMES: Final = (
+    "paced", "burst", "churn", "held", "stalled", "replay", "start", "ingress", "devices", "stores",
+    "heartbeats",
+)  # fmt: skip
 
 
 def measured(names: list[str], size: Size, checkout: Path) -> Report:

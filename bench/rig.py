@@ -68,7 +68,7 @@ class Running:
 
     def cpu(self) -> float:
         """Return the seconds of CPU that it and its children have used."""
-        return sum(_cpu(pid) for pid in tree(self.process.pid))
+        return cpu_of(self.process.pid)
 
     def memory(self) -> int:
         """Return the resident bytes of it and its children."""
@@ -87,6 +87,11 @@ def tree(pid: int) -> list[int]:
         for child in path.read_text().split():
             found += tree(int(child))
     return found
+
+
+def cpu_of(pid: int) -> float:
+    """Return the seconds of CPU that a process and all below it have used."""
+    return sum(_cpu(one) for one in tree(pid))
 
 
 def _cpu(pid: int) -> float:

@@ -18,11 +18,12 @@ from orchestrator.api.table import Route
 from orchestrator.cli.failure import MEANINGS as EXIT_MEANINGS
 from orchestrator.cli.failure import Exit
 from orchestrator.cli.main import COMMANDS, program
+from orchestrator.console import ROUTES as PAGE_ROUTES
 from orchestrator.core.access import OPEN, PERMISSIONS, ROLES, RUN_SCOPES, SESSION_SCOPES
 from orchestrator.core.events import CATALOGUE, DELTAS, TERMINAL, Content, Payload
 from orchestrator.core.states import APPROVAL, RUN, TOOL_CALL, Machine, RunState
 from orchestrator.core.values import NUMBER_MAX
-from orchestrator.settings import not_read, table
+from orchestrator.settings import ingress_table, not_read, table
 
 HERE: Final = Path(__file__).parent
 NOTICE: Final = "<!-- Written by docs/generate.py; edit the source it reads, then run it. -->"
@@ -86,6 +87,12 @@ nobody relies on what is not there: @NOT_READ@.
 
 The commands that talk to a server also read `ORCHESTRATOR_URL`, the server to talk to; without it
 they call port `HTTP_PORT` of this machine. `ORCHESTRATOR_KEY` is the key that they show it.
+
+## The ingress
+
+`./orchestrator ingress` is [a process of its own](ingress.md) and reads these, by the same rules:
+
+@INGRESS@
 """
 
 ACCESS_HEAD: Final = """# Access
@@ -229,7 +236,7 @@ def _ordered(states: frozenset[StrEnum]) -> list[StrEnum]:
 def settings_page() -> str:
     """Return docs/settings.md."""
     head = SETTINGS_HEAD.replace("@NUMBER_MAX@", str(NUMBER_MAX))
-    tail = SETTINGS_TAIL.replace("@NOT_READ@", not_read())
+    tail = SETTINGS_TAIL.replace("@NOT_READ@", not_read()).replace("@INGRESS@", ingress_table())
     return f"{NOTICE}\n{head}\n{table()}\n{tail}"
 
 
@@ -241,7 +248,7 @@ def access_page() -> str:
     tail = ACCESS_TAIL.format(
         body=f"{limits.body_limit >> 20} MiB", idle=f"{limits.body_idle_s:g} s"
     )
-    return f"{NOTICE}\n{head}{rows}{tail}{''.join(map(_route, ROUTES))}"
+    return f"{NOTICE}\n{head}{rows}{tail}{''.join(map(_route, (*ROUTES, *PAGE_ROUTES)))}"
 
 
 def _permission(name: str) -> str:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from . import processes
+from . import postgres, processes
 from .not_run import NotRun
 from .processes import Running
 from .rigs import Rigs
+from .stores import SQLITE, Kept, Stores, kept_in
 
 pytest.register_assert_rewrite("orchestrator.testing")
 
@@ -34,6 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("full" if config.getoption("--full") else "quick")
     config.pluginmanager.register(NotRun(), "not-run")
     config.pluginmanager.register(Rigs(), "rigs")
+    config.pluginmanager.register(Stores(), "stores")
 
 
 @pytest.fixture(scope="session")
@@ -64,10 +66,38 @@ def program() -> Callable[[str], Path]:
     return find
 
 
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """Hand out the address of a PostgreSQL server; it holds the databases of many tests."""
+    with postgres.address() as url:
+        yield url
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def store_name(request: pytest.FixtureRequest) -> str:
+    """Name the store of the test, as tests/stores.py chose it."""
+    return str(getattr(request, "param", SQLITE))
+
+
+@pytest.fixture(scope="module")
+def kept_together(store_name: str, request: pytest.FixtureRequest) -> Iterator[Kept]:
+    """Hand out a database that the tests of a module share."""
+    with kept_in(store_name, request) as kept:
+        yield kept
+
+
+@pytest.fixture
+def kept(store_name: str, request: pytest.FixtureRequest) -> Iterator[Kept]:
+    """Hand out a database of the test's own."""
+    with kept_in(store_name, request) as kept:
+        yield kept
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, kept_together: Kept) -> Iterator[str]:
     """Hand out the address of a server on a new database; it must end well on SIGTERM."""
-    running = processes.start_server(tmp_path_factory.mktemp("server"))
+    folder = tmp_path_factory.mktemp("server")
+    running = processes.start_server(folder, **kept_together.settings)
     try:
         yield running.url
     finally:
@@ -83,7 +113,7 @@ def demo_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def start_server(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+def start_server(tmp_path: Path, kept: Kept) -> Iterator[Callable[..., Running]]:
     """Hand out a function that starts a server with settings of its own in `tmp_path`.
 
     Called again in the same test it starts another process on the same database. What still runs
@@ -92,7 +122,7 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     with ExitStack() as stack:
 
         def start(**env: str) -> Running:
-            running = processes.start_server(tmp_path, **env)
+            running = processes.start_server(tmp_path, **{**kept.settings, **env})
             stack.callback(running.kill)
             return running
 

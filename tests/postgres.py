@@ -35,6 +35,12 @@ max_connections = 100
 shared_buffers = 64MB
 max_wal_size = 256MB
 """
+ASKED: Final = "asked_for_a_password"
+"""The user who is asked for a password, and has to be created; all others are let in."""
+_ASKED: Final = """
+local all {user} scram-sha-256
+host all {user} 127.0.0.1/32 scram-sha-256
+"""
 _numbers = count()
 
 
@@ -60,6 +66,7 @@ class Server:
         if os.geteuid() == 0:  # PostgreSQL refuses to run as root
             self._user = {"user": "nobody", "group": "nogroup", "extra_groups": []}
             shutil.chown(folder, "nobody", "nogroup")
+            folder.chmod(0o711)  # its socket is reached by root without root's powers, too
         self._programs = self._reachable(binaries())
         self._data = folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
@@ -69,6 +76,8 @@ class Server:
         conf = _CONF.format(port=self.port, folder=folder, fsync="on" if fsync else "off")
         with (self._data / "postgresql.conf").open("a") as file:
             file.write(conf)
+        access = self._data / "pg_hba.conf"  # its first line that fits counts
+        access.write_text(_ASKED.format(user=ASKED) + access.read_text())
 
     def url(self, database: str = "postgres") -> str:
         """Return the address of a database through the socket."""

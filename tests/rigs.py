@@ -17,6 +17,7 @@ class Tally:
     def __init__(self) -> None:
         self.rounds = 0
         self.fired: Counter[str] = Counter()
+        self.figures: dict[str, float] = {}
         self._expected: set[str] = set()
 
     def expect(self, *faults: str) -> None:
@@ -31,6 +32,10 @@ class Tally:
         """Note that a fault fired."""
         self.fired[fault] += count
 
+    def most(self, what: str, figure: float) -> None:
+        """Note a figure, of which the table shows the largest; `what` begins with its unit."""
+        self.figures[what] = max(figure, self.figures.get(what, figure))
+
     def silent(self) -> list[str]:
         """Return the faults that were to fire and did not."""
         return sorted(fault for fault in self._expected if not self.fired[fault])
@@ -42,6 +47,7 @@ class Rig:
 
     rounds: int = 0
     fired: Counter[str] = field(default_factory=Counter)
+    figures: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     failed: int = 0
 
@@ -61,6 +67,8 @@ class Rigs:
         rig = self.rigs[name_of(request.node.path)]
         rig.rounds += tally.rounds
         rig.fired.update(tally.fired)
+        for what, figure in tally.figures.items():
+            rig.figures[what] = max(figure, rig.figures.get(what, figure))
         if tally.silent() and request.node.nodeid not in self.broken:
             pytest.fail(f"never fired: {', '.join(tally.silent())}; this rig proved nothing")
 
@@ -86,6 +94,7 @@ class Rigs:
         terminalreporter.section("rigs")
         for name, rig in sorted(self.rigs.items()):
             fired = [f"{fault} {count:,}" for fault, count in sorted(rig.fired.items())]
+            fired += [f"at most {most:.3g} {what}" for what, most in rig.figures.items()]
             mark = "FAILED" if rig.failed else "held"
             rounds = f"{rig.rounds:,}" if rig.rounds else "-"
             terminalreporter.write_line(

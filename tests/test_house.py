@@ -27,7 +27,7 @@ HOMES = {
     "asyncpg": ("stores/postgres/", "buses/postgres.py"),
     "click": ("cli/",),
     "cryptography": ("guards/", "testing/fake_idp.py"),
-    "httptools": ("clients/", "api/"),
+    "httptools": ("clients/", "api/", "ingress/"),
     "jwt": ("guards/oidc.py", "testing/fake_idp.py"),
     "msgspec": ("",),
     "prometheus_client": ("telemetry/durations.py", "api/metrics.py"),
@@ -36,6 +36,7 @@ HOMES = {
     "structlog": ("telemetry/logs.py",),
     "uvicorn": ("app.py", "api/"),
     "uvloop": ("app.py", "cli/"),
+    "websockets": ("ingress/",),
     "yarl": ("clients/",),
 }
 

@@ -221,7 +221,8 @@ class Callers:
         """Return what was seen since `reset`."""
         target = self._target
         counts = {"events": target.events, "ended": target.ended, "streaming": target.streaming}
-        return {**counts, **_ms("delay", target.delays), **_ms("invoke", target.invokes)}
+        delays = percentiles("delay", target.delays)
+        return {**counts, **delays, **percentiles("invoke", target.invokes)}
 
     async def close(self) -> None:
         """Close all connections."""
@@ -241,7 +242,7 @@ async def _again(caller: Caller, first: float, every: float, last: float) -> Non
         await caller.over
 
 
-def _ms(name: str, nanoseconds: "array[int]") -> dict[str, float]:
+def percentiles(name: str, nanoseconds: "array[int]") -> dict[str, float]:
     """Return percentiles in milliseconds by name; nothing when there is nothing."""
     ordered = sorted(nanoseconds)
     shares: Mapping[str, float] = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}

@@ -132,10 +132,7 @@ export async function serve(answer, options = {}) {
     server.once("error", reject).listen(port, host, resolve);
   });
   const url = `http://${host.includes(":") ? `[${host}]` : host}:${server.address().port}`;
-  const leave = await enlisted({ endpoint: url, ...options }).catch((problem) => {
-    server.close();
-    throw problem;
-  });
+  let leave = async () => {};
   const close = async () => {
     await leave();
     const closed = new Promise((resolve) => server.close(resolve));
@@ -146,6 +143,10 @@ export async function serve(answer, options = {}) {
   for (const name of signals ? ["SIGTERM", "SIGINT"] : []) {
     process.once(name, () => close().finally(() => process.exit(0)));
   }
+  leave = await enlisted({ endpoint: url, ...options }).catch((problem) => {
+    server.close();
+    throw problem;
+  });
   return { url, close };
 }
 

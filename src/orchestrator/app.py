@@ -18,6 +18,7 @@ import orchestrator
 from orchestrator.api import APISettings, create_app, heartbeats
 from orchestrator.api.inprocess import InProcess
 from orchestrator.api.protocol import HTTPProtocol
+from orchestrator.api.routes import ROUTES
 from orchestrator.buses.local import LocalBus
 from orchestrator.clients.agents import agent_clients
 from orchestrator.clients.fetch import fetch
@@ -25,11 +26,12 @@ from orchestrator.clients.http import HTTPClient
 from orchestrator.clients.probe import HTTPProbe
 from orchestrator.clients.push import IngressPush
 from orchestrator.clients.streaming import StreamingClient
+from orchestrator.console import ROUTES as PAGES
 from orchestrator.core.errors import DatabaseRefused, PortBusy, SettingsInvalid, StoreFailure
 from orchestrator.engine import AccessSettings, Engine, EngineSettings, Outside
 from orchestrator.guards.egress import EgressGuard
 from orchestrator.guards.secretbox import open_box
-from orchestrator.ports import AgentClient, AgentProbe, Bus, Identity, Store
+from orchestrator.ports import AgentClient, AgentProbe, Bus, Identity, PushClient, Store
 from orchestrator.settings import Settings
 from orchestrator.stores import sqlite
 from orchestrator.stores.copying import Copied, Told, copied
@@ -107,10 +109,17 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
             box=box,
             signer=box,
             identity=_identity(settings, http, world),
-            push=IngressPush(http, settings.ingress_url) if settings.ingress_url else None,
+            push=_push(settings, http),
             probe=HTTPProbe(http),
         )
         yield Engine(outside, _engine_settings(settings))
+
+
+def _push(settings: Settings, http: HTTPClient) -> PushClient | None:
+    if not settings.ingress_url:
+        return None
+    key = settings.ingress_key
+    return IngressPush(http, settings.ingress_url, key.reveal() if key else None)
 
 
 def _identity(settings: Settings, http: HTTPClient, world: RealWorld) -> Identity | None:
@@ -364,7 +373,7 @@ def _uvicorn(engine: Engine, settings: Settings) -> uvicorn.Config:
     )
     protocol = partial(HTTPProtocol, beats=heartbeats(engine, api))
     return uvicorn.Config(
-        create_app(engine, settings=api),
+        create_app(engine, api, (*ROUTES, *PAGES)),
         http=cast("type[asyncio.Protocol]", protocol),  # it is only called
         loop="none",
         lifespan="off",

@@ -1,4 +1,8 @@
-"""The API on a real socket, in this process, over a real engine with a scripted agent."""
+"""The API on a real socket, in this process, over a real engine with a scripted agent.
+
+Tests that ask for `database` or `api` run on both stores. What is on SQLite only: what is answered
+before a store is asked, and what happens to a file when its host stops.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,7 +10,7 @@ from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -17,8 +21,18 @@ from orchestrator.api import APISettings, create_app, heartbeats
 from orchestrator.api.protocol import HTTPProtocol
 from orchestrator.api.routes import ROUTES
 from orchestrator.api.table import Route
+from orchestrator.buses.postgres import PostgresBus
+from orchestrator.ports import Bus, Store
+from orchestrator.stores import postgres
+from orchestrator.testing.engine_rig import Place, running
+from orchestrator.world import RealWorld
 
-from ..engine.rig import Rig, running, say
+from ..engine.rig import Rig, at, say
+from ..stores import Kept
+
+answered_in_front = pytest.mark.only_sqlite("it is answered before a store is asked")
+Database: TypeAlias = Place
+"""Opens a database and its bus: again after a restart."""
 
 
 @dataclass
@@ -102,14 +116,14 @@ def invocation(text: Any = "hello", **fields: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def serving(
-    path: Path,
+    database: Database,
     script: Any = say,
     engine: dict[str, Any] | None = None,
     routes: tuple[Route, ...] = ROUTES,
     **settings: Any,
 ) -> AsyncIterator[Client]:
-    """Serve the API of an engine on the database at `path`; `engine` are the engine's settings."""
-    async with running(path, script, **(engine or {})) as rig:
+    """Serve the API of an engine on a database; `engine` are the engine's settings."""
+    async with running(database, script, **(engine or {})) as rig:
         wanted = APISettings(**settings)
         protocol = partial(HTTPProtocol, beats=heartbeats(rig.engine, wanted))
         config = uvicorn.Config(
@@ -130,8 +144,35 @@ async def serving(
                 server.should_exit = True
 
 
+def on_postgres(url: str) -> Database:
+    """Return the place of a PostgreSQL database, with its own bus for each server."""
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[tuple[Store, Bus]]:
+        store, bus = (
+            await postgres.open_store(url, world=RealWorld()),
+            PostgresBus(url, RealWorld()),
+        )
+        try:
+            async with bus.running():
+                yield store, bus
+        finally:
+            await store.close()
+
+    return opened
+
+
 @pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Client]:
+def database(kept_together: Kept, ground: Path) -> Database:
+    """Hand out an empty database of the test's store."""
+    if kept_together.postgres:
+        kept_together.empty()
+        return on_postgres(kept_together.settings["DATABASE_URL"])
+    return at(ground / "o.db")
+
+
+@pytest.fixture
+async def api(database: Database) -> AsyncIterator[Client]:
     """Hand out a client of a fresh server."""
-    async with serving(tmp_path / "o.db") as client:
+    async with serving(database) as client:
         yield client

@@ -6,7 +6,6 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -29,7 +28,7 @@ from orchestrator.testing.plain_box import PlainBox
 from orchestrator.world import RealWorld
 
 from ..engine.rig import until
-from .conftest import Answer, Client
+from .conftest import Answer, Client, Database
 from .conftest import serving as api_serving
 
 TENANTS: Final = {TENANT: "quartz", "other": "basalt"}
@@ -40,6 +39,8 @@ VALUES: Final = {
     "input_message": {"role": "user", "content": "hi"}, "content": "hi", "name": "n",
     "endpoint": "http://agent",
 }  # fmt: skip
+NAMED: Final = {"name": "client.mjs"}
+"""What else a path names, that is nobody's."""
 """What else a body must have; a field that is not here is the text "x"."""
 
 
@@ -187,7 +188,7 @@ class Matrix:
         """Make a route's request for the things named; of a stream, return what it says by now."""
         shown = await holder.shows(self, await self.place(holder.tenant))
         headers = others if shown is None else {"Authorization": f"Bearer {shown}", **others}
-        target = re.sub(r"{(\w+)}", lambda found: named[found[1]], path)
+        target = re.sub(r"{(\w+)}", lambda found: (NAMED | named)[found[1]], path)
         asking = self.client.open(route.method, target, body_of(route, named), **headers)
         async with asyncio.timeout(20), asking as (status, told, reader):
             raw = b""
@@ -339,10 +340,9 @@ HOLDERS: Final = [ADMIN_KEY, *(holder for tenant in TENANTS for holder in holder
 
 
 @asynccontextmanager
-async def serving(folder: Path, routes: tuple[Route, ...] = ROUTES) -> AsyncIterator[Matrix]:
+async def serving(database: Database, routes: tuple[Route, ...] = ROUTES) -> AsyncIterator[Matrix]:
     """Serve routes to both tenants, with an ADMIN_KEY."""
     admin_key = RealWorld().noise(24).hex()
     settings = {"access": AccessSettings(admin_key=Secret(admin_key))}
-    database = folder / "o.db"
     async with api_serving(database, answer_or_stay, settings, routes, keep_alive_s=0.02) as client:
         yield Matrix(client, admin_key)

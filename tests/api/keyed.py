@@ -4,7 +4,6 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from orchestrator.core.frames import Delta, Frame
@@ -13,7 +12,7 @@ from orchestrator.engine import AccessSettings
 from orchestrator.ports import AgentCall
 
 from ..engine.rig import until
-from .conftest import Client, invocation, serving
+from .conftest import Client, Database, invocation, serving
 
 ADMIN = secrets.token_hex(32)
 
@@ -25,10 +24,12 @@ async def hang(call: AgentCall) -> AsyncIterator[Sequence[Frame]]:
 
 
 @asynccontextmanager
-async def keyed(tmp_path: Path, script: Any = hang, admin: str = ADMIN) -> AsyncIterator[Client]:
+async def keyed(
+    database: Database, script: Any = hang, admin: str = ADMIN
+) -> AsyncIterator[Client]:
     """Serve with an ADMIN_KEY."""
     access = AccessSettings(admin_key=Secret(admin))
-    async with serving(tmp_path / "o.db", script, {"access": access}) as client:
+    async with serving(database, script, {"access": access}) as client:
         yield client
 
 

@@ -2,28 +2,50 @@
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
-import apsw
 import pytest
 
 from orchestrator.core.access import ROLES, Caller
 from orchestrator.core.credentials import SessionClaims
+from orchestrator.testing.engine_rig import running
 
-from ..engine.rig import running, until
-from .conftest import serving
+from ..engine.rig import until
+from ..stores import Kept
+from .conftest import Database, serving
 from .keyed import ADMIN, bearer, ended_in_time, keyed, made_key, run_token, started, token_for
 
 HELLO = {"input_message": {"content": "hi"}}
 
 
-@pytest.mark.parametrize("damage", ["detail = '{'", "detail = '[1]'", "actor = x'ff'"])
-async def test_a_damaged_entry_stops_nobody(tmp_path: Path, damage: str) -> None:
-    async with keyed(tmp_path) as api:
+@pytest.fixture
+def damage(kept_together: Kept, ground: Path) -> Callable[[str], object]:
+    """Hand out what changes an entry behind the server's back."""
+    return lambda change: kept_together.ask(
+        ground / "o.db",
+        f"UPDATE audit SET {change} WHERE seq = 2",  # noqa: S608  # our own words
+    )
+
+
+@pytest.mark.parametrize("change", ["detail = '{'", "detail = '[1]'"])
+async def test_a_damaged_entry_stops_nobody(
+    database: Database, damage: Callable[[str], object], change: str
+) -> None:
+    await _damaged(database, damage, change)
+
+
+@pytest.mark.only_sqlite("PostgreSQL keeps no text that is none")
+async def test_an_entry_that_is_no_text_stops_nobody(
+    database: Database, damage: Callable[[str], object]
+) -> None:
+    await _damaged(database, damage, "actor = x'ff'")
+
+
+async def _damaged(database: Database, damage: Callable[[str], object], change: str) -> None:
+    async with keyed(database) as api:
         made = await made_key(api)
-        db = apsw.Connection(str(tmp_path / "o.db"))
-        db.execute(f"UPDATE audit SET {damage} WHERE seq = 2")  # noqa: S608  # our own words
-        db.close()
+        damage(change)
         assert (await api.get("/v1/runs", **bearer("nobody's"))).status == 401
         await api.rig.engine.audit.flush(now=True)
         revoked = await api.post(f"/v1/keys/{made['info']['key_id']}:revoke", **bearer(ADMIN))
@@ -33,9 +55,9 @@ async def test_a_damaged_entry_stops_nobody(tmp_path: Path, damage: str) -> None
 
 
 async def test_tokens_from_before_the_first_key_end_with_it_and_so_do_streams(
-    tmp_path: Path,
+    database: Database,
 ) -> None:
-    async with serving(tmp_path / "o.db") as api:
+    async with serving(database) as api:
         made = await api.post("/v1/sessions/s/tokens", {})
         token = made.json["token"]
         assert (await api.get("/v1/sessions/s/messages", **bearer(token))).status == 200
@@ -46,16 +68,16 @@ async def test_tokens_from_before_the_first_key_end_with_it_and_so_do_streams(
         assert (await api.get("/v1/sessions/s/messages", **bearer(token))).status == 401
 
 
-async def test_tokens_made_with_an_admin_key_end_when_it_is_another(tmp_path: Path) -> None:
-    async with keyed(tmp_path) as api:
+async def test_tokens_made_with_an_admin_key_end_when_it_is_another(database: Database) -> None:
+    async with keyed(database) as api:
         token = await token_for(api, "s")
         assert (await api.get("/v1/sessions/s/messages", **bearer(token))).status == 200
-    async with keyed(tmp_path, admin=secrets.token_hex(32)) as api:
+    async with keyed(database, admin=secrets.token_hex(32)) as api:
         assert (await api.get("/v1/sessions/s/messages", **bearer(token))).status == 401
 
 
-async def test_a_persons_token_lasts_no_longer_than_his_own(tmp_path: Path) -> None:
-    async with running(tmp_path / "o.db") as rig:
+async def test_a_persons_token_lasts_no_longer_than_his_own(database: Database) -> None:
+    async with running(database) as rig:
         ends = rig.store.now() + 5000
         ann = Caller(kind="person", tenant="default", name="person:ann",
                      permissions=ROLES["admin"], expires_at=ends)  # fmt: skip
@@ -64,8 +86,8 @@ async def test_a_persons_token_lasts_no_longer_than_his_own(tmp_path: Path) -> N
         assert claims.expires_at == ends
 
 
-async def test_an_agents_key_makes_no_child_wider_than_the_run_above(tmp_path: Path) -> None:
-    async with keyed(tmp_path) as api:
+async def test_an_agents_key_makes_no_child_wider_than_the_run_above(database: Database) -> None:
+    async with keyed(database) as api:
         await api.rig.register("narrow", scopes=["agents:invoke"])
         parent, _ = await started(api, agent_id="narrow", session_id="s")
         key = (await made_key(api, role="agent"))["key"]
@@ -82,8 +104,10 @@ async def test_an_agents_key_makes_no_child_wider_than_the_run_above(tmp_path: P
         assert told["scopes"] == ["agents:invoke"]
 
 
-async def test_an_agents_key_begins_no_run_of_its_own_and_ends_no_others(tmp_path: Path) -> None:
-    async with keyed(tmp_path) as api:
+async def test_an_agents_key_begins_no_run_of_its_own_and_ends_no_others(
+    database: Database,
+) -> None:
+    async with keyed(database) as api:
         key = (await made_key(api, role="agent"))["key"]
         alone = await api.post("/v1/agents/demo:invoke", HELLO, **bearer(key))
         assert alone.status == 403
@@ -100,8 +124,8 @@ async def test_an_agents_key_begins_no_run_of_its_own_and_ends_no_others(tmp_pat
         assert (await api.get(f"/v1/runs/{child}", **bearer(ADMIN))).json["status"] == "RUNNING"
 
 
-async def test_a_users_token_reruns_nobody_elses_run(tmp_path: Path) -> None:
-    async with keyed(tmp_path) as api:
+async def test_a_users_token_reruns_nobody_elses_run(database: Database) -> None:
+    async with keyed(database) as api:
         bobs, _ = await started(api, session_id="s", context={"user_id": "bob"})
         await api.post(f"/v1/runs/{bobs}:cancel", **bearer(ADMIN))
         ann, bob = [bearer(await token_for(api, "s", user_id=who)) for who in ("ann", "bob")]
@@ -109,8 +133,8 @@ async def test_a_users_token_reruns_nobody_elses_run(tmp_path: Path) -> None:
         assert (await api.post(f"/v1/runs/{bobs}:rerun", **bob)).status == 201
 
 
-async def test_a_limit_holds_for_a_keys_tokens_and_names_a_route(tmp_path: Path) -> None:
-    async with keyed(tmp_path) as api:
+async def test_a_limit_holds_for_a_keys_tokens_and_names_a_route(database: Database) -> None:
+    async with keyed(database) as api:
         key = (await made_key(api, limits={"*": "3/h"}))["key"]
         token = await token_for(api, "s", key)
         path = "/v1/sessions/s/messages"
@@ -125,8 +149,8 @@ async def test_a_limit_holds_for_a_keys_tokens_and_names_a_route(tmp_path: Path)
         assert (await api.post("/v1/keys", body | {"limits": many}, **bearer(ADMIN))).status == 400
 
 
-async def test_what_a_routes_own_limit_refuses_costs_nothing_of_all(tmp_path: Path) -> None:
-    async with keyed(tmp_path) as api:
+async def test_what_a_routes_own_limit_refuses_costs_nothing_of_all(database: Database) -> None:
+    async with keyed(database) as api:
         key = (await made_key(api, limits={"*": "4/h", "list_runs": "1/h"}))["key"]
         told = [(await api.get("/v1/runs", **bearer(key))).status for _ in range(6)]
         assert told == [200, *[429] * 5]
@@ -134,8 +158,8 @@ async def test_what_a_routes_own_limit_refuses_costs_nothing_of_all(tmp_path: Pa
         assert left == [200, 200, 200, 429]
 
 
-async def test_a_token_in_an_address_is_for_streams_only(tmp_path: Path) -> None:
-    async with keyed(tmp_path) as api:
+async def test_a_token_in_an_address_is_for_streams_only(database: Database) -> None:
+    async with keyed(database) as api:
         run, _ = await started(api, session_id="s")
         token = await token_for(api, "s")
         page = f"/v1/runs/{run}/events?token={token}"
@@ -144,8 +168,8 @@ async def test_a_token_in_an_address_is_for_streams_only(tmp_path: Path) -> None
             assert status == 200
 
 
-async def test_a_token_that_nobody_could_use_is_not_made(tmp_path: Path) -> None:
-    async with keyed(tmp_path) as api:
+async def test_a_token_that_nobody_could_use_is_not_made(database: Database) -> None:
+    async with keyed(database) as api:
         long = "%F0%9F%98%80" * 250
         body = {"user_id": "😀" * 250}
         refused = await api.post(f"/v1/sessions/{long}/tokens", body, **bearer(ADMIN))
@@ -153,8 +177,8 @@ async def test_a_token_that_nobody_could_use_is_not_made(tmp_path: Path) -> None
         assert "too long, together" in refused.json["error"]
 
 
-async def test_a_dead_token_is_in_the_audit(tmp_path: Path) -> None:
-    async with keyed(tmp_path) as api:
+async def test_a_dead_token_is_in_the_audit(database: Database) -> None:
+    async with keyed(database) as api:
         run, call = await started(api, session_id="s")
         await api.post(f"/v1/runs/{run}:cancel", **bearer(ADMIN))
         assert (await api.get(f"/v1/runs/{run}", **bearer(run_token(call)))).status == 409
@@ -164,8 +188,8 @@ async def test_a_dead_token_is_in_the_audit(tmp_path: Path) -> None:
         assert entry["target"] == "127.0.0.1 at get_run"
 
 
-async def test_a_server_without_keys_minds_no_credential(tmp_path: Path) -> None:
-    async with serving(tmp_path / "o.db") as api:
+async def test_a_server_without_keys_minds_no_credential(database: Database) -> None:
+    async with serving(database) as api:
         for shown in (
             {"Authorization": "Basic YTpi"},
             {"Authorization": "Bearer a", "X-API-Key": "b"},
@@ -175,8 +199,8 @@ async def test_a_server_without_keys_minds_no_credential(tmp_path: Path) -> None
         assert (await api.get("/v1/runs", **bearer("ort_forged.x"))).status == 401
 
 
-async def test_only_the_operator_names_a_tenant(tmp_path: Path) -> None:
-    async with keyed(tmp_path) as api:
+async def test_only_the_operator_names_a_tenant(database: Database) -> None:
+    async with keyed(database) as api:
         acme = (await made_key(api, role="admin", tenant="acme"))["key"]
         for path in ("/v1/audit", "/v1/audit/verify"):
             theirs = await api.get(f"{path}?tenant=acme", **bearer(ADMIN))
@@ -191,8 +215,8 @@ async def test_only_the_operator_names_a_tenant(tmp_path: Path) -> None:
         assert (await api.post("/v1/keys", body, **bearer(acme))).status == 403
 
 
-async def test_others_have_their_turn_while_a_long_log_is_verified(tmp_path: Path) -> None:
-    async with running(tmp_path / "o.db") as rig:
+async def test_others_have_their_turn_while_a_long_log_is_verified(database: Database) -> None:
+    async with running(database) as rig:
         for number in range(2000):
             rig.engine.audit.security("bad_credential", str(number))
             if number % 200 == 199:

@@ -1,7 +1,6 @@
 """Instances over HTTP: registered, seen, drained, removed, and heard of in every way."""
 
 import asyncio
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,7 +11,7 @@ from orchestrator.api.beats import Beats
 from orchestrator.core.access import Caller
 
 from ..engine.rig import until
-from .conftest import Client
+from .conftest import Client, Database
 from .keyed import ADMIN, bearer, keyed, made_key
 
 AGENT = {"agent_id": "a", "name": "A", "endpoint": "http://127.0.0.1:1"}
@@ -147,8 +146,10 @@ async def test_a_foreign_page_sends_no_heartbeat(api: Client, taken: list[str]) 
     assert taken == ["a"]
 
 
-async def test_a_heartbeat_shows_the_key_that_it_needs(tmp_path: Path, taken: list[str]) -> None:
-    async with keyed(tmp_path) as api:
+async def test_a_heartbeat_shows_the_key_that_it_needs(
+    database: Database, taken: list[str]
+) -> None:
+    async with keyed(database) as api:
         await register(api, "x", headers=bearer(ADMIN))
         mine = (await made_key(api, role="agent", agent_id="a"))["key"]
         other = (await made_key(api, role="agent", agent_id="b"))["key"]

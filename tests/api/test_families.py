@@ -1,7 +1,6 @@
 """Over HTTP: messages for a busy session, agents that call agents, the stream of a session."""
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from orchestrator.ports import AgentCall
 from orchestrator.testing.engine_rig import Frames
 
 from ..engine.rig import hang, until
-from .conftest import Client, serving
+from .conftest import Client, Database, serving
 
 MESSAGE = {"input_message": {"content": "hi"}}
 
@@ -21,8 +20,8 @@ async def invoked(api: Client, path: str = "/internal/invoke", **fields: Any) ->
     return await api.post(path, body)
 
 
-async def test_a_busy_session_names_the_run_that_holds_it(tmp_path: Path) -> None:
-    async with serving(tmp_path / "o.db", hang) as api:
+async def test_a_busy_session_names_the_run_that_holds_it(database: Database) -> None:
+    async with serving(database, hang) as api:
         holder = (await invoked(api)).json["run_id"]
         for path in ("/internal/invoke", "/v1/runs"):
             busy = await invoked(api, path, on_busy="reject")
@@ -42,8 +41,8 @@ async def test_a_busy_session_names_the_run_that_holds_it(tmp_path: Path) -> Non
         await until(lambda: api.rig.agent.calls[-1].run_id == urgent)
 
 
-async def test_a_ring_is_answered_with_its_path(tmp_path: Path) -> None:
-    async with serving(tmp_path / "o.db", hang) as api:
+async def test_a_ring_is_answered_with_its_path(database: Database) -> None:
+    async with serving(database, hang) as api:
         run_id = (await invoked(api)).json["run_id"]
         await until(lambda: api.rig.agent.open_now == 1)
         body = {**MESSAGE, "parent_run_id": run_id}
@@ -63,7 +62,7 @@ async def calling(api: Client) -> dict[str, Any]:
     return {**MESSAGE, "parent_run_id": parent, "idempotency_key": "k"}
 
 
-async def test_a_call_that_was_cut_is_made_anew_with_the_same_key(tmp_path: Path) -> None:
+async def test_a_call_that_was_cut_is_made_anew_with_the_same_key(database: Database) -> None:
     async def script(call: AgentCall) -> Frames:
         yield [Delta("word")]
         if call.agent_id == "demo" or not patient:
@@ -71,7 +70,7 @@ async def test_a_call_that_was_cut_is_made_anew_with_the_same_key(tmp_path: Path
         yield [Done("whole")]
 
     patient: list[bool] = []
-    async with serving(tmp_path / "o.db", script) as api:
+    async with serving(database, script) as api:
         body = await calling(api)
         async with api.open("POST", CALL, body) as (_, headers, _):
             child = headers["x-run-id"]
@@ -92,10 +91,10 @@ async def test_a_call_that_was_cut_is_made_anew_with_the_same_key(tmp_path: Path
 
 
 async def test_a_cut_call_ends_nothing_while_another_waits_for_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[str] = []
-    async with serving(tmp_path / "o.db", hang) as api:
+    async with serving(database, hang) as api:
         hung_up = api.rig.engine.runs.hung_up
 
         async def noted(run_id: str, tenant: str) -> None:

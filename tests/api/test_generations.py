@@ -17,6 +17,7 @@ from orchestrator.stores.sqlite import open_store
 from orchestrator.testing import records as r
 from orchestrator.testing.fake_world import FakeWorld
 
+from ..engine.rig import at
 from .conftest import Client, serving
 
 
@@ -102,7 +103,7 @@ async def test_a_reader_that_saw_more_is_reset(tmp_path: Path) -> None:
     done = draft("evt_end", r.AT, RunDone())
     await store.commit(r.append(made, done, status=RunState.DONE, ended_at=r.AT))
     await store.close()
-    async with serving(tmp_path / "left.db") as api:
+    async with serving(at(tmp_path / "left.db")) as api:
         path = f"/v1/runs/{made.run_id}/events/stream"
         behind = await api.get(path, Last_Event_ID="9")
         assert behind.raw.startswith(b'event: log_reset\ndata: {"after_seq":5}\n\nid: 6.1\n')
@@ -119,7 +120,7 @@ async def test_a_reader_of_a_session_that_saw_more_is_reset(tmp_path: Path) -> N
     await store.close()
     older = SessionCursor(seqs={made.run_id: 9, "run_gone": 3, "run_done": -1})
     newer = SessionCursor(done=1, seqs={made.run_id: 9})
-    async with serving(tmp_path / "left.db") as api:
+    async with serving(at(tmp_path / "left.db")) as api:
         for read in (older, newer):
             frames = await _frames(api, read.text(), 3)
             reset = f'{{"run_id":"{made.run_id}","after_seq":5}}'

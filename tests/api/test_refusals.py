@@ -1,7 +1,6 @@
 """What the API refuses, and that it never answers 500 or in another form than its own."""
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import httptools
@@ -11,7 +10,7 @@ import pytest
 from orchestrator.api.protocol import _out_of_memory
 from orchestrator.core.values import NUMBER_MAX
 
-from .conftest import Client, invocation, serving
+from .conftest import Client, Database, answered_in_front, invocation, serving
 from .test_runs_api import hang
 
 AGENT = {"agent_id": "a", "name": "A", "endpoint": "http://localhost:1/"}
@@ -96,6 +95,7 @@ async def test_roles_are_named(api: Client) -> None:
         )  # fmt: skip
 
 
+@answered_in_front
 @pytest.mark.parametrize(
     "lines",
     [
@@ -121,26 +121,32 @@ async def test_hosts_and_origins_that_parsers_could_read_differently(
     assert (status, said["code"]) == (403, "forbidden")
 
 
+@answered_in_front
 @pytest.mark.parametrize("public_url", ["http://me@h.example", "http://bücher.example", ""])
-async def test_a_public_url_of_an_odd_form_lets_nobody_in(tmp_path: Path, public_url: str) -> None:
-    async with serving(tmp_path / "o.db", public_url=public_url) as api:
+async def test_a_public_url_of_an_odd_form_lets_nobody_in(
+    database: Database, public_url: str
+) -> None:
+    async with serving(database, public_url=public_url) as api:
         for host in ("", "x y", "localhost:80@evil.example"):
             status, _ = await raw(api, get(api, f"Host: {host}"))
             assert status == 403
 
 
-async def test_the_host_of_the_public_url_passes(tmp_path: Path) -> None:
-    async with serving(tmp_path / "o.db", public_url="https://H.example/base") as api:
+@answered_in_front
+async def test_the_host_of_the_public_url_passes(database: Database) -> None:
+    async with serving(database, public_url="https://H.example/base") as api:
         lines = ("Host: h.example:443", "Origin: https://h.example")
         assert (await raw(api, get(api, *lines)))[0] == 200
 
 
+@answered_in_front
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:65535", "[::1]:8080"])
 async def test_the_own_names_pass(api: Client, host: str) -> None:
     status, said = await raw(api, get(api, f"Host: {host}", f"Origin: http://{host}"))
     assert (status, set(said)) == (200, {"agents"})
 
 
+@answered_in_front
 @pytest.mark.parametrize(
     "request_",
     [b"nonsense\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"GET / HTTP/1.1\r\nA b: c\r\n\r\n"],
@@ -150,8 +156,9 @@ async def test_what_is_not_http_is_answered_in_json(api: Client, request_: bytes
     assert (status, said["code"]) == (400, "malformed_request")
 
 
-async def test_noise_behind_a_request_does_not_break_into_its_answer(tmp_path: Path) -> None:
-    async with serving(tmp_path / "o.db", hang) as api:
+@answered_in_front
+async def test_noise_behind_a_request_does_not_break_into_its_answer(database: Database) -> None:
+    async with serving(database, hang) as api:
         run_id = (await api.post("/internal/invoke", invocation())).json["run_id"]
         host, port = api.netloc.split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -173,8 +180,9 @@ async def test_keys_that_contradict_each_other(api: Client) -> None:
         assert (await raw(api, request))[0] == expected
 
 
-async def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
-    async with serving(tmp_path / "o.db", body_idle_s=0.1) as api:
+@answered_in_front
+async def test_a_body_that_does_not_come_is_not_waited_for(database: Database) -> None:
+    async with serving(database, body_idle_s=0.1) as api:
         start = (
             f"POST /internal/invoke HTTP/1.1\r\nHost: {api.netloc}\r\nContent-Length: 50\r\n\r\n"
         )
@@ -182,8 +190,9 @@ async def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path) -> No
         assert (status, said["code"]) == (408, "body_too_slow")
 
 
-async def test_after_too_large_a_body_the_connection_is_closed(tmp_path: Path) -> None:
-    async with serving(tmp_path / "o.db", body_limit=1000) as api:
+@answered_in_front
+async def test_after_too_large_a_body_the_connection_is_closed(database: Database) -> None:
+    async with serving(database, body_limit=1000) as api:
         body = b" " * (4 << 20)
         start = f"POST /internal/invoke HTTP/1.1\r\nHost: {api.netloc}\r\n"
         whole = f"{start}Content-Length: {len(body)}\r\n\r\n".encode() + body

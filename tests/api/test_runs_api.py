@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,7 +12,7 @@ from orchestrator.core.states import RunState
 from orchestrator.ports import AgentCall
 
 from ..engine.rig import until
-from .conftest import Client, invocation, serving
+from .conftest import Client, Database, invocation, serving
 
 Frames = AsyncIterator[Sequence[Frame]]
 
@@ -95,8 +94,8 @@ async def test_start_in_the_background_waiting_or_streaming(api: Client) -> None
     assert streamed.raw.count(b"event: run_done\n") == 1
 
 
-async def test_waiting_is_bounded_and_names_the_run(tmp_path: Path) -> None:
-    async with serving(tmp_path / "o.db", hang, wait_s=0.05) as api:
+async def test_waiting_is_bounded_and_names_the_run(database: Database) -> None:
+    async with serving(database, hang, wait_s=0.05) as api:
         answer = await api.post("/v1/runs", invocation(wait=True))
         assert (answer.status, set(answer.json)) == (202, {"run_id"})
 
@@ -142,8 +141,8 @@ async def test_pages_filter_and_go_on(api: Client) -> None:
     assert (await api.get("/v1/runs/run_none/events")).json["code"] == "run_not_found"
 
 
-async def test_cancel_is_repeatable_and_a_finished_run_says_so(tmp_path: Path) -> None:
-    async with serving(tmp_path / "o.db", hang) as api:
+async def test_cancel_is_repeatable_and_a_finished_run_says_so(database: Database) -> None:
+    async with serving(database, hang) as api:
         run_id = (await api.post("/internal/invoke", invocation())).json["run_id"]
         await until(lambda: api.rig.agent.open_now == 1)
         answer = await api.post(f"/internal/runs/{run_id}/cancel", {"reason": "enough"})
@@ -163,8 +162,8 @@ async def test_a_run_that_ended_otherwise_cannot_be_cancelled(api: Client) -> No
 
 
 @pytest.mark.parametrize("on_disconnect", ["keep", "cancel"])
-async def test_hanging_up_cancels_only_when_asked(tmp_path: Path, on_disconnect: str) -> None:
-    async with serving(tmp_path / "o.db", hang) as api:
+async def test_hanging_up_cancels_only_when_asked(database: Database, on_disconnect: str) -> None:
+    async with serving(database, hang) as api:
         body = invocation(stream=True, on_disconnect=on_disconnect)
         async with api.open("POST", "/v1/runs", body) as (_, headers, reader):
             await reader.readuntil(b"event: agent_stream_delta")
@@ -175,9 +174,9 @@ async def test_hanging_up_cancels_only_when_asked(tmp_path: Path, on_disconnect:
 
 @pytest.mark.parametrize("on_disconnect", ["keep", "cancel"])
 async def test_hanging_up_while_waiting_cancels_only_when_asked(
-    tmp_path: Path, on_disconnect: str
+    database: Database, on_disconnect: str
 ) -> None:
-    async with serving(tmp_path / "o.db", hang) as api:
+    async with serving(database, hang) as api:
         host, port = api.netloc.split(":")
         _, writer = await asyncio.open_connection(host, int(port))
         body = msgspec.json.encode(invocation(wait=True, on_disconnect=on_disconnect))
@@ -198,8 +197,8 @@ async def test_waiting_with_cancel_brings_the_end(api: Client) -> None:
     assert (answer.status, answer.json["status"]) == (200, "DONE")
 
 
-async def test_comments_keep_a_silent_stream_open(tmp_path: Path) -> None:
-    async with serving(tmp_path / "o.db", hang, keep_alive_s=0.05) as api:
+async def test_comments_keep_a_silent_stream_open(database: Database) -> None:
+    async with serving(database, hang, keep_alive_s=0.05) as api:
         run_id = (await api.post("/internal/invoke", invocation())).json["run_id"]
         async with api.open("GET", f"/v1/runs/{run_id}/events/stream") as (_, _, reader):
             for _ in range(3):
@@ -207,8 +206,8 @@ async def test_comments_keep_a_silent_stream_open(tmp_path: Path) -> None:
                     await reader.readuntil(b": keep-alive\n\n")
 
 
-async def test_an_open_run_is_not_run_again(tmp_path: Path) -> None:
-    async with serving(tmp_path / "o.db", hang) as api:
+async def test_an_open_run_is_not_run_again(database: Database) -> None:
+    async with serving(database, hang) as api:
         run_id = (await api.post("/internal/invoke", invocation())).json["run_id"]
         answer = await api.post(f"/v1/runs/{run_id}:rerun")
         assert (answer.status, answer.json["code"]) == (409, "conflict")
@@ -272,14 +271,14 @@ async def test_messages_can_be_posted_and_paged(api: Client) -> None:
     assert missing.json["error"] == "role is required"
 
 
-async def test_a_child_answers_in_the_frames_of_the_agent_protocol(tmp_path: Path) -> None:
+async def test_a_child_answers_in_the_frames_of_the_agent_protocol(database: Database) -> None:
     async def script(call: AgentCall) -> Frames:
         if call.content == "parent":
             yield [Delta("waiting")]
             await asyncio.Event().wait()
         yield [State("busy"), Delta("x"), Done(usage={"tokens": 1})]
 
-    async with serving(tmp_path / "o.db", script) as api:
+    async with serving(database, script) as api:
         parent = (await api.post("/internal/invoke", invocation("parent"))).json["run_id"]
         await until(lambda: api.rig.agent.open_now == 1)
         body = {"parent_run_id": parent, "input_message": {"content": "child"}}

@@ -12,7 +12,7 @@ from orchestrator.api.document import render
 from orchestrator.api.routes import ROUTES
 from orchestrator.core.events import CATALOGUE
 
-from .conftest import Client, invocation, serving
+from .conftest import Client, Database, answered_in_front, invocation, serving
 
 ROOT = Path(__file__).parents[2]
 AGENT = {"agent_id": "a", "name": "A", "endpoint": "http://localhost:1/"}
@@ -40,6 +40,7 @@ async def test_agents_are_registered_seen_changed_and_removed(api: Client) -> No
     assert (await api.get("/v1/agents/a")).json["code"] == "agent_not_found"
 
 
+@answered_in_front
 @pytest.mark.parametrize("field", ["agent_id", "name", "endpoint"])
 async def test_registration_names_what_is_missing(api: Client, field: str) -> None:
     body = {name: value for name, value in AGENT.items() if name != field}
@@ -65,6 +66,7 @@ async def test_a_registration_that_breaks_a_rule_is_refused(
     assert (await api.post("/v1/agents/register", AGENT | wrong)).status == 400
 
 
+@answered_in_front
 @pytest.mark.parametrize(
     "headers",
     [
@@ -88,13 +90,15 @@ async def test_a_keyless_server_refuses_pages_and_proxies(
     assert "AUTH_MODE=off" in answer.json["error"]
 
 
-async def test_auth_mode_off_lets_a_proxy_through(tmp_path: Path) -> None:
-    async with serving(tmp_path / "o.db", auth_mode="off") as api:
+@answered_in_front
+async def test_auth_mode_off_lets_a_proxy_through(database: Database) -> None:
+    async with serving(database, auth_mode="off") as api:
         assert (await api.get("/v1/agents", Host="x.example", Via="1.1 p")).status == 200
         async with api.open("GET", "/health", http="1.0") as (status, _, _):
             assert status == 200
 
 
+@answered_in_front
 async def test_http_1_0_is_refused_by_a_keyless_server(api: Client) -> None:
     async with api.open("GET", "/v1/agents", http="1.0") as (status, _, _):
         assert status == 403
@@ -111,12 +115,14 @@ async def test_unknown_paths_methods_and_sizes_have_a_code(api: Client) -> None:
     assert deep.json["error"] == "invalid request body"
 
 
+@answered_in_front
 async def test_headers_are_bounded_in_size(api: Client) -> None:
     async with api.open("GET", "/health", X_Big="x" * 70_000) as (status, _, _):
         assert status == 431
     assert (await api.get("/health", X_Big="x" * 60_000)).status == 200
 
 
+@answered_in_front
 async def test_headers_are_bounded_in_time(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.api.protocol.HEADER_S", 0.1)
     host, port = api.netloc.split(":")

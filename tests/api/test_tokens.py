@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,7 @@ from orchestrator.core.records import Retry
 from orchestrator.ports import AgentCall
 
 from ..engine.rig import until
-from .conftest import invocation, serving
+from .conftest import Database, invocation, serving
 from .keyed import ADMIN, bearer, ended_in_time, keyed, made_key, run_token, started, token_for
 
 
@@ -22,8 +21,8 @@ async def first_fails(call: AgentCall) -> AsyncIterator[Sequence[Frame]]:
         await asyncio.Event().wait()
 
 
-async def test_a_session_token_opens_its_session_and_no_other(tmp_path: Path) -> None:
-    async with keyed(tmp_path) as api:
+async def test_a_session_token_opens_its_session_and_no_other(database: Database) -> None:
+    async with keyed(database) as api:
         mine, _ = await started(api, session_id="mine")
         theirs, _ = await started(api, session_id="theirs")
         token = await token_for(api, "mine", user_id="ann")
@@ -42,8 +41,8 @@ async def test_a_session_token_opens_its_session_and_no_other(tmp_path: Path) ->
         assert answer.status == 404
 
 
-async def test_a_session_token_speaks_for_its_user_only(tmp_path: Path) -> None:
-    async with keyed(tmp_path) as api:
+async def test_a_session_token_speaks_for_its_user_only(database: Database) -> None:
+    async with keyed(database) as api:
         shown = bearer(await token_for(api, "s", user_id="ann"))
         body = invocation(session_id="s", context={"user_id": "bob"})
         assert (await api.post("/internal/invoke", body, **shown)).status == 403
@@ -53,8 +52,8 @@ async def test_a_session_token_speaks_for_its_user_only(tmp_path: Path) -> None:
         assert api.rig.agent.calls[0].context == {"user_id": "ann"}
 
 
-async def test_a_narrow_session_token_only_reads(tmp_path: Path) -> None:
-    async with keyed(tmp_path) as api:
+async def test_a_narrow_session_token_only_reads(database: Database) -> None:
+    async with keyed(database) as api:
         run, _ = await started(api, session_id="s")
         shown = bearer(await token_for(api, "s", scopes=["read"]))
         assert (await api.get(f"/v1/runs/{run}", **shown)).status == 200
@@ -65,8 +64,10 @@ async def test_a_narrow_session_token_only_reads(tmp_path: Path) -> None:
         assert "read, tool_result" in bad.json["error"]
 
 
-async def test_a_token_in_the_address_is_for_streams_and_no_key_goes_there(tmp_path: Path) -> None:
-    async with keyed(tmp_path) as api:
+async def test_a_token_in_the_address_is_for_streams_and_no_key_goes_there(
+    database: Database,
+) -> None:
+    async with keyed(database) as api:
         run, _ = await started(api, session_id="s")
         token = await token_for(api, "s")
         key = (await made_key(api))["key"]
@@ -79,8 +80,8 @@ async def test_a_token_in_the_address_is_for_streams_and_no_key_goes_there(tmp_p
         assert both.status == 400
 
 
-async def test_an_attempts_token_opens_its_own_run_and_those_below(tmp_path: Path) -> None:
-    async with keyed(tmp_path) as api:
+async def test_an_attempts_token_opens_its_own_run_and_those_below(database: Database) -> None:
+    async with keyed(database) as api:
         await api.rig.register("below")
         run, call = await started(api, session_id="s")
         other, _ = await started(api, session_id="s2")
@@ -103,8 +104,8 @@ async def test_an_attempts_token_opens_its_own_run_and_those_below(tmp_path: Pat
         assert (await api.post("/v1/agents/below:invoke", foreign, **shown)).status == 404
 
 
-async def test_a_childs_token_is_never_wider_than_its_parents(tmp_path: Path) -> None:
-    async with keyed(tmp_path) as api:
+async def test_a_childs_token_is_never_wider_than_its_parents(database: Database) -> None:
+    async with keyed(database) as api:
         await api.rig.register("narrow", scopes=["agents:invoke", "runs:read"])
         _, call = await started(api, agent_id="narrow", session_id="s")
         shown = bearer(run_token(call))
@@ -120,7 +121,7 @@ async def test_a_childs_token_is_never_wider_than_its_parents(tmp_path: Path) ->
 
 @pytest.mark.parametrize("how", ["cancel", "end"])
 async def test_an_ended_runs_token_opens_nothing_and_its_streams_end(
-    tmp_path: Path, how: str
+    database: Database, how: str
 ) -> None:
     leave = asyncio.Event()
 
@@ -129,7 +130,7 @@ async def test_an_ended_runs_token_opens_nothing_and_its_streams_end(
         await leave.wait()
         yield [Done()]
 
-    async with keyed(tmp_path, until_told) as api:
+    async with keyed(database, until_told) as api:
         run, call = await started(api, session_id="s")
         shown = bearer(run_token(call))
         stream = "/v1/sessions/s/events"  # which never ends by itself
@@ -145,8 +146,10 @@ async def test_an_ended_runs_token_opens_nothing_and_its_streams_end(
         assert (answer.status, answer.json["code"]) == (409, "run_not_active")
 
 
-async def test_an_older_attempts_token_opens_nothing_and_its_streams_end(tmp_path: Path) -> None:
-    async with keyed(tmp_path, first_fails) as api:
+async def test_an_older_attempts_token_opens_nothing_and_its_streams_end(
+    database: Database,
+) -> None:
+    async with keyed(database, first_fails) as api:
         await api.rig.register("again", retry=Retry(max_attempts=2, backoff_ms=2000))
         run, first = await started(api, agent_id="again", session_id="s")
         shown = bearer(run_token(first))
@@ -163,8 +166,8 @@ async def test_an_older_attempts_token_opens_nothing_and_its_streams_end(tmp_pat
         assert (await api.get(f"/v1/runs/{run}", **second)).status == 200
 
 
-async def test_a_revoked_key_ends_its_streams_and_the_tokens_it_made(tmp_path: Path) -> None:
-    async with keyed(tmp_path) as api:
+async def test_a_revoked_key_ends_its_streams_and_the_tokens_it_made(database: Database) -> None:
+    async with keyed(database) as api:
         run, _ = await started(api, session_id="s")
         made = await made_key(api)
         key, key_id = made["key"], made["info"]["key_id"]
@@ -188,9 +191,9 @@ async def test_a_revoked_key_ends_its_streams_and_the_tokens_it_made(tmp_path: P
 
 
 async def test_who_waited_with_a_key_that_was_revoked_meanwhile_gets_nothing(
-    tmp_path: Path,
+    database: Database,
 ) -> None:
-    async with keyed(tmp_path) as api:
+    async with keyed(database) as api:
         made = await made_key(api)
         body = invocation(session_id="s", wait=True)
         async with asyncio.TaskGroup() as tasks:
@@ -202,8 +205,8 @@ async def test_who_waited_with_a_key_that_was_revoked_meanwhile_gets_nothing(
         assert waiting.result().status == 401
 
 
-async def test_an_agents_own_key_changes_no_other_agent(tmp_path: Path) -> None:
-    async with keyed(tmp_path) as api:
+async def test_an_agents_own_key_changes_no_other_agent(database: Database) -> None:
+    async with keyed(database) as api:
         key = (await made_key(api, role="agent", agent_id="mine"))["key"]
         body = {"agent_id": "mine", "name": "m", "endpoint": "http://127.0.0.1:1"}
         assert (await api.post("/v1/agents/register", body, **bearer(key))).status == 200
@@ -216,8 +219,8 @@ async def test_an_agents_own_key_changes_no_other_agent(tmp_path: Path) -> None:
         assert (await api.call("DELETE", "/v1/agents/demo", **bearer(key))).status == 403
 
 
-async def test_the_first_key_closes_a_server_without_keys(tmp_path: Path) -> None:
-    async with serving(tmp_path / "o.db") as api:
+async def test_the_first_key_closes_a_server_without_keys(database: Database) -> None:
+    async with serving(database) as api:
         assert (await api.get("/v1/runs")).status == 200
         refused = await api.post("/v1/keys", {"name": "n", "role": "viewer"})
         assert refused.status == 400
@@ -233,8 +236,8 @@ async def test_the_first_key_closes_a_server_without_keys(tmp_path: Path) -> Non
         assert (await api.get("/v1/runs", **bearer(key))).status == 401
 
 
-async def test_a_limit_is_told_and_kept(tmp_path: Path) -> None:
-    async with keyed(tmp_path) as api:
+async def test_a_limit_is_told_and_kept(database: Database) -> None:
+    async with keyed(database) as api:
         key = (await made_key(api, limits={"list_runs": "2/h", "*": "5/h"}))["key"]
         told = [await api.get("/v1/runs", **bearer(key)) for _ in range(3)]
         assert [answer.status for answer in told] == [200, 200, 429]

@@ -7,8 +7,15 @@ import pytest
 
 from orchestrator.buses.local import LocalBus
 from orchestrator.buses.null import NullBus
-from orchestrator.buses.postgres import PAYLOAD_MAX, PENDING_MAX, PostgresBus
-from orchestrator.ports import Bus, Hint
+from orchestrator.buses.postgres import (
+    EVENTS_BYTES,
+    EVENTS_MAX,
+    PAYLOAD_MAX,
+    PENDING_MAX,
+    PostgresBus,
+)
+from orchestrator.core.batch import EMPTY, Batch
+from orchestrator.ports import Bus, Hint, Mailbox
 from orchestrator.testing.bus_contract import BusContract, heads
 from orchestrator.world import RealWorld
 
@@ -46,6 +53,15 @@ async def other(server: str, bus: PostgresBus) -> AsyncIterator[PostgresBus]:
         yield two
 
 
+async def hints_of(mailbox: Mailbox, head: int) -> list[Hint]:
+    """Take until the newest hint says `head`."""
+    found = list[Hint]()
+    async with asyncio.timeout(10):
+        while not found or found[-1].head < head:
+            found += await mailbox.take()
+    return found
+
+
 async def acquainted(one: PostgresBus, two: PostgresBus) -> None:
     for speaker, listener in ((one, two), (two, one)):
         before = listener.heard
@@ -73,6 +89,31 @@ class TestPostgresBusFromElsewhere:
             found = await heads(mailbox, 1000)
         assert found == sorted(set(found))
         assert len(found) < 1000, "they are gathered, or commits would wait for one another"
+
+    async def test_small_events_travel_with_their_hint_byte_for_byte(
+        self, bus: PostgresBus, other: PostgresBus
+    ) -> None:
+        said = [f'{{"text":"ü \\u0000 {n} 🦀"}}' for n in range(1, 21)]
+        with other.subscribe("run:a") as mailbox:
+            for n, text in enumerate(said, 1):
+                bus.publish("run:a", Hint("a", n, Batch((n,), ("agent_stream_delta",), [text])))
+            came = await hints_of(mailbox, 20)
+        assert [text for hint in came for text in hint.events.texts] == said
+        assert [n for hint in came for n in hint.events.seqs] == list(range(1, 21))
+
+    @pytest.mark.parametrize("before", [1, 5])
+    async def test_what_is_large_or_has_a_hole_before_it_is_left_to_the_store(
+        self, bus: PostgresBus, other: PostgresBus, before: int
+    ) -> None:
+        large = Batch((6,), ("agent_event",), ['"' + "x" * EVENTS_BYTES + '"'])
+        many = range(7, 7 + EVENTS_MAX + 1)
+        with other.subscribe("run:a") as mailbox:
+            bus.publish("run:a", Hint("a", before, Batch((before,), ("agent_event",), ["1"])))
+            bus.publish("run:a", Hint("a", 6, large))
+            assert [hint.events for hint in await hints_of(mailbox, 6)][-1] == EMPTY
+            words = Batch(many, ["agent_event"] * len(many), ["1"] * len(many))
+            bus.publish("run:a", Hint("a", many[-1], words))
+            assert (await hints_of(mailbox, many[-1]))[-1].events == EMPTY
 
     async def test_subjects_do_not_mix_and_runs_stay_at_home(
         self, bus: PostgresBus, other: PostgresBus

@@ -1,7 +1,8 @@
 """A network of its own, in which programs may have the very ports that the documents name.
 
 Where the system does not allow one (another system than Linux, or a locked-down container), the
-documents' ports are replaced by free ones in every command, and that is printed.
+documents' ports are replaced by free ones in every command, and that is printed. The same is done
+for a database that is reached through the network.
 """
 
 import os
@@ -17,6 +18,7 @@ from typing import Any
 import msgspec
 
 from ..processes import ROOT, Running, free_port, spawn, until
+from ..stores import Kept
 
 PORTS = ("8080", "8081", "8000", "8090", "9000")
 UNSHARE = (
@@ -37,6 +39,7 @@ class Place:
     stack: ExitStack
     prefix: Sequence[str] = ()
     ports: Mapping[str, str] = field(default_factory=dict)
+    kept: Kept = field(default_factory=Kept)
 
     def here(self, text: str) -> str:
         """Return a command or address as it must be written in this place."""
@@ -76,7 +79,7 @@ class Place:
 
     def _env(self, more: Mapping[str, str]) -> dict[str, str]:
         path = f"{self.folder}/bin:{os.defpath}:/usr/sbin:/sbin"
-        around = {"PATH": path, "HOME": str(self.folder)}
+        around = {"PATH": path, "HOME": str(self.folder), **self.kept.settings}
         if self.ports:
             around["HTTP_PORT"] = self.ports["8080"]
             around["INGRESS_URL"] = f"http://localhost:{self.ports['8090']}"
@@ -84,18 +87,22 @@ class Place:
 
 
 @contextmanager
-def place(folder: Path) -> Iterator[Place]:
-    """Open a place whose folder looks like a clone: `./orchestrator` and `examples/` are there."""
+def place(folder: Path, kept: Kept | None = None) -> Iterator[Place]:
+    """Open a place whose folder looks like a clone: `./orchestrator` and `examples/` are there.
+
+    Every command is told the settings of `kept`, the database of the test.
+    """
+    kept = kept or Kept()
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "bin").mkdir()
     _passing_on(folder / "bin" / "python3", f'"{sys.executable}"')
     _passing_on(folder / "orchestrator", f'"{sys.executable}" "{ROOT}/orchestrator"')
     with ExitStack() as stack:
-        prefix = _own_network(folder, stack)
+        prefix = () if kept.by_network else _own_network(folder, stack)
         ports = {} if prefix else {port: str(free_port()) for port in PORTS}
         if ports:
             print(f"no network of our own here: the documents' ports are replaced by {ports}")
-        yield Place(folder, stack, prefix, ports)
+        yield Place(folder, stack, prefix, ports, kept)
 
 
 def _passing_on(program: Path, command: str) -> None:

@@ -1,4 +1,8 @@
-"""Keys, tokens and people as a stranger meets them: real processes, the commands, and curl."""
+"""Keys, tokens and people as a stranger meets them: real processes, the commands, and curl.
+
+All of it is tried on both stores but what stands in front: prefixes, origins and proxies are judged
+before a store is asked.
+"""
 
 import asyncio
 import re
@@ -17,10 +21,12 @@ from orchestrator.testing.fake_idp import FakeIdP
 from orchestrator.world import RealWorld
 
 from ..processes import Running, until
+from ..stores import Kept
 from .callers import Curl, Talker, command, ended, invoke, refused, shown, talking
 from .place import Place, place
 
 HERE = "http://localhost:8080"
+in_front = pytest.mark.only_sqlite("what stands in front is judged before a store is asked")
 LEEWAY_S = 60
 """How far the clocks of an identity provider may be from ours."""
 SOON_S = 2.0
@@ -28,10 +34,10 @@ SOON_S = 2.0
 
 
 @pytest.fixture
-def here(tmp_path: Path, program: Callable[[str], Path]) -> Iterator[Place]:
+def here(tmp_path: Path, program: Callable[[str], Path], kept: Kept) -> Iterator[Place]:
     """Hand out a place of its own, in which a stranger types commands."""
     program("curl")
-    with place(tmp_path) as found:
+    with place(tmp_path, kept) as found:
         yield found
 
 
@@ -46,6 +52,13 @@ def start(here: Place, command: str = "./orchestrator", **env: str) -> Running:
     server = here.start(command, "server", INGRESS_URL="off", **env)
     here.up(f"{HERE}/health")
     return server
+
+
+def started(here: Place) -> dict[str, str]:
+    """Start the server; return what must be set for a command to ask it and not its database."""
+    start(here)
+    # A database on PostgreSQL is opened beside its servers.
+    return {"ORCHESTRATOR_URL": here.here(HERE)} if here.kept.postgres else {}
 
 
 def elsewhere(here: Place) -> tuple[dict[str, str], str]:
@@ -77,10 +90,9 @@ def test_who_lets_others_in_is_told_to_make_a_key_and_how(here: Place) -> None:
 
 @pytest.mark.parametrize("running", [True, False], ids=["beside a server", "on the database"])
 def test_the_commands_look_after_keys_log_and_secrets(here: Place, running: bool) -> None:
-    if running:
-        start(here)
-    root = here.run("./orchestrator keys create --role admin root").strip()
-    shown = {"ORCHESTRATOR_KEY": root} if running else {}
+    named = started(here) if running else {}
+    root = here.run("./orchestrator keys create --role admin root", **named).strip()
+    shown = {"ORCHESTRATOR_KEY": root, **named} if running else {}
     old = here.run("./orchestrator keys create --role viewer --person ann a", **shown).strip()
     gone = here.run("./orchestrator keys create --role viewer b", **shown).strip()
     new = here.run(f"./orchestrator keys rotate {old.split('_')[2]} --overlap 1h", **shown).strip()
@@ -98,7 +110,7 @@ def test_the_commands_look_after_keys_log_and_secrets(here: Place, running: bool
     assert head_of_chain == entries[-1]["hash"]
     here.run(f"./orchestrator audit verify --head {head_of_chain}", **shown)
     if running:
-        refused = here.run("./orchestrator keys ls 2>&1 || echo code $?")
+        refused = here.run("./orchestrator keys ls 2>&1 || echo code $?", **named)
         assert refused.endswith("code 6\n")
         assert "ORCHESTRATOR_KEY" in refused
     else:
@@ -120,14 +132,14 @@ def test_the_commands_know_their_database_whatever_the_server_would_ask(here: Pl
 
 def test_a_rotated_key_goes_on_for_the_overlap(here: Place) -> None:
     old = here.run("./orchestrator keys create --role admin root").strip()
-    start(here)
-    shown = {"ORCHESTRATOR_KEY": old}
+    named = started(here)
+    shown = {"ORCHESTRATOR_KEY": old, **named}
     key_id = old.split("_")[2]
     new = here.run(f"./orchestrator keys rotate {key_id} --overlap 4s", **shown).strip()
     assert [status(here, "/v1/runs", key) for key in (old, new)] == ["200", "200"]
     until(lambda: status(here, "/v1/runs", old) == "401", "the overlap ends")
     assert status(here, "/v1/runs", new) == "200"
-    shown = {"ORCHESTRATOR_KEY": new}
+    shown = {"ORCHESTRATOR_KEY": new, **named}
     last = here.run(f"./orchestrator keys rotate {new.split('_')[2]} --overlap 0s", **shown).strip()
     assert [status(here, "/v1/runs", key) for key in (new, last)] == ["401", "200"]
 
@@ -220,7 +232,7 @@ async def test_the_token_of_an_attempt_ends_with_it(
 
 @pytest.mark.parametrize("running", [True, False], ids=["beside a server", "on the database"])
 async def test_an_old_secret_key_may_go_once_secrets_are_rotated(
-    start_server: Callable[..., Running], curl: Curl, tmp_path: Path, running: bool
+    start_server: Callable[..., Running], curl: Curl, tmp_path: Path, kept: Kept, running: bool
 ) -> None:
     old, new, root, token = (token_hex(32) for _ in range(4))
     both, talker = f"{new},{old}", Talker()
@@ -250,7 +262,7 @@ async def test_an_old_secret_key_may_go_once_secrets_are_rotated(
         where = {"ORCHESTRATOR_URL": server.url, "ORCHESTRATOR_KEY": root}
         if not running:
             await asyncio.to_thread(server.stop)
-            where = {"SECRET_KEY": both}
+            where = {**kept.settings, "SECRET_KEY": both}
         said = await asyncio.to_thread(command, tmp_path, "secrets", "rotate", **where)
         assert said.startswith("1 secret")
         await served(new, server)
@@ -260,6 +272,7 @@ async def test_an_old_secret_key_may_go_once_secrets_are_rotated(
 # ------------------------------------------------------------ what stands in front
 
 
+@in_front
 async def test_a_server_below_a_prefix(
     start_server: Callable[..., Running], curl: Curl, tmp_path: Path
 ) -> None:
@@ -280,6 +293,7 @@ async def test_a_server_below_a_prefix(
     assert (await asyncio.to_thread(command, tmp_path, "runs", "ls", **where)).count("run_") == 2
 
 
+@in_front
 async def test_pages_of_named_origins_may_call(
     start_server: Callable[..., Running], curl: Curl
 ) -> None:
@@ -305,6 +319,7 @@ async def test_pages_of_named_origins_may_call(
             assert "access-control-allow-credentials" not in said
 
 
+@in_front
 @pytest.mark.parametrize(
     ("trusted", "caller"),
     [("127.0.0.0/8,198.51.100.7", "203.0.113.9"), ("127.0.0.1", "198.51.100.7"),

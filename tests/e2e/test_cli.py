@@ -1,4 +1,9 @@
-"""The command line against a real server: what it prints, and with which code it ends."""
+"""The command line against a real server: what it prints, and with which code it ends.
+
+Commands that a server answers are tried on both stores. What is on SQLite only: columns and colours
+of a terminal and the probe of an agent, which no store has a part in; a port that is taken before a
+database is opened; and what is said of a file: its backup, its damage, its second server.
+"""
 
 import os
 import pty
@@ -16,9 +21,12 @@ import msgspec
 import pytest
 
 from ..processes import ROOT, Running, request, spawn, start_server, until
+from ..stores import Kept
 
 PROGRAM = (sys.executable, "-m", "orchestrator")
 PATH = "/usr/local/bin:/usr/bin:/bin"
+shown_alike = pytest.mark.only_sqlite("a store has no part in what a terminal shows")
+of_a_file = pytest.mark.only_sqlite("it is about the database's file")
 
 
 class Command:
@@ -140,6 +148,7 @@ def test_agents_come_and_go(cli: Command, demo_agent: str) -> None:
     assert "not found" in cli("agents", "show", "other", code=4).stderr
 
 
+@pytest.mark.only_sqlite("the sentences are the command's own")
 def test_errors_have_a_sentence_and_a_code(cli: Command) -> None:
     assert "agent nobody not found" in cli("invoke", "nobody", "x", code=4).stderr
     assert "not found" in cli("tail", "run_x", code=4).stderr
@@ -153,6 +162,7 @@ def test_errors_have_a_sentence_and_a_code(cli: Command) -> None:
     assert "never dialled" in refused.stderr
 
 
+@shown_alike
 def test_words_of_agents_do_not_control_the_terminal(cli: Command) -> None:
     evil = "count\x1b]0;owned\x07\x1b[2J\u202e"
     shown = in_terminal(cli, "invoke", "demo", evil)
@@ -181,6 +191,7 @@ def in_terminal(cli: Command, *words: str, width: int = 120) -> str:
     return said.decode()
 
 
+@shown_alike
 def test_a_terminal_gets_columns(cli: Command) -> None:
     cli("invoke", "demo", "count 1")
     shown = in_terminal(cli, "runs", "ls")
@@ -188,6 +199,7 @@ def test_a_terminal_gets_columns(cli: Command) -> None:
     assert "\x1b[" in shown
 
 
+@shown_alike
 @pytest.mark.parametrize("width", [40, 80, 120, 200])
 def test_ids_are_never_cut(cli: Command, width: int) -> None:
     run_id = cli("invoke", "demo", "count 1", "--detach").stdout.strip()
@@ -198,7 +210,7 @@ def test_ids_are_never_cut(cli: Command, width: int) -> None:
 
 
 def test_following_outlives_a_restart(
-    start_server: Callable[..., Running], demo_agent: str, tmp_path: Path
+    start_server: Callable[..., Running], demo_agent: str, tmp_path: Path, kept: Kept
 ) -> None:
     first = start_server()
     cli = Command(first.url, tmp_path)
@@ -211,7 +223,7 @@ def test_following_outlives_a_restart(
         until(lambda: "agent_stream_delta" in following.said(), "a first word")
         first.kill()
         start_server(HTTP_PORT=first.url.rpartition(":")[2])
-        until(lambda: following.process.poll() is not None, "the run ends", 30)
+        until(lambda: following.process.poll() is not None, "the run ends", 30 + kept.patience_s)
     finally:
         following.kill()
     assert following.process.returncode == 0, following.said()
@@ -219,6 +231,7 @@ def test_following_outlives_a_restart(
     assert "agent_invoke_retrying" in following.said()
 
 
+@pytest.mark.only_sqlite("a probe calls the agent itself")
 def test_probe_finds_what_is_wrong(cli: Command, demo_agent: str) -> None:
     good = cli("probe", demo_agent).stdout
     assert good.count("✓") == 11
@@ -234,12 +247,14 @@ def test_probe_finds_what_is_wrong(cli: Command, demo_agent: str) -> None:
     assert "never dialled" in cli("probe", "http://169.254.169.254", code=2).stderr
 
 
-def test_the_doctor_and_its_bundle(server: str, cli: Command) -> None:
+def test_the_doctor_and_its_bundle(server: str, cli: Command, kept_together: Kept) -> None:
     cli("invoke", "demo", "my-private-words")
     port = server.rpartition(":")[2]
-    out = cli("doctor", "--bundle", "report.tgz", HTTP_PORT=port, SECRET_KEY="k" * 40).stdout
+    cli.env |= {**kept_together.settings, "SECRET_KEY": "k" * 40, "HTTP_PORT": port}
+    out = cli("doctor", "--bundle", "report.tgz").stdout
     assert "✗" not in out
-    for name in ("settings", "disk", "fsync", "clock", "server", "agent: demo"):
+    of_the_store = ("database",) if kept_together.postgres else ("disk", "fsync")
+    for name in ("settings", *of_the_store, "clock", "server", "agent: demo"):
         assert f"✓ {name}" in out
     with tarfile.open(cli.folder / "report.tgz") as bundle:
         parts = {m.name.rpartition("/")[2]: _text(bundle, m) for m in bundle.getmembers()}
@@ -258,6 +273,7 @@ def _text(bundle: tarfile.TarFile, member: tarfile.TarInfo) -> str:
     return file.read().decode()
 
 
+@of_a_file
 def test_the_doctor_names_a_fault(cli: Command) -> None:
     (cli.folder / "orchestrator.db").write_text("not a database, by any means " * 100)
     done = cli("doctor", code=1, HTTP_PORT="0")
@@ -270,6 +286,7 @@ def busy(start_server: Callable[..., Running]) -> Running:
     return start_server()
 
 
+@of_a_file
 def test_a_backup_beside_a_server_is_whole(busy: Running, demo_agent: str) -> None:
     cli = Command(busy.url, busy.log.parent)
     cli("agents", "add", "demo", demo_agent)
@@ -290,6 +307,7 @@ def test_a_backup_beside_a_server_is_whole(busy: Running, demo_agent: str) -> No
         restored.kill()
 
 
+@pytest.mark.only_sqlite("the port is taken before a database is opened")
 def test_a_busy_port_is_named_with_its_owner(busy: Running) -> None:
     port = busy.url.rpartition(":")[2]
     cli = Command(busy.url, busy.log.parent)
@@ -299,6 +317,7 @@ def test_a_busy_port_is_named_with_its_owner(busy: Running) -> None:
         assert "HTTP_PORT=" in done.stderr
 
 
+@of_a_file
 def test_a_second_server_on_the_same_file_is_refused(busy: Running) -> None:
     cli = Command(busy.url, busy.log.parent)
     done = cli("serve", code=2, HTTP_PORT="0")
@@ -312,21 +331,22 @@ def demo(folder: Path, words: Sequence[str], **env: str) -> Running:
     return Running("", spawn([*PROGRAM, *words], folder, log, env), log)
 
 
-def test_the_demo_streams_one_run_and_ends_well(tmp_path: Path) -> None:
-    running = demo(tmp_path, ["demo"], HTTP_PORT="0")
+def test_the_demo_streams_one_run_and_ends_well(tmp_path: Path, kept: Kept) -> None:
+    running = demo(tmp_path, ["demo"], HTTP_PORT="0", **kept.settings)
     assert running.process.wait(30) == 0, running.said()
     assert "You said: “Hello, how are you?”" in running.said()
     assert running.said().count("./orchestrator ") == 1
     assert "./orchestrator dev" in running.said(), "the server of a demo is gone when it is read"
-    running = demo(tmp_path, ["demo", "fail"], HTTP_PORT="0")
+    running = demo(tmp_path, ["demo", "fail"], HTTP_PORT="0", **kept.settings)
     assert running.process.wait(30) == 1, running.said()
 
 
 def test_dev_takes_the_next_port_stays_up_and_leaves_nothing_behind(
-    busy: Running, tmp_path: Path
+    busy: Running, tmp_path: Path, kept: Kept
 ) -> None:
     port = busy.url.rpartition(":")[2]
-    running = demo(tmp_path, ["dev"], HTTP_PORT=port, DATABASE_URL="file:dev.db")
+    database = kept.settings or {"DATABASE_URL": "file:dev.db"}
+    running = demo(tmp_path, ["dev"], HTTP_PORT=port, **database)
     try:
         until(lambda: "Ctrl-C stops it" in running.said(), "dev is up", 30)
         assert f"port {port} is taken by process {busy.process.pid} (" in running.said()

@@ -1,4 +1,8 @@
-"""Commands that meet something they were not made for: one sentence, the documented code."""
+"""Commands that meet something they were not made for: one sentence, the documented code.
+
+Servers are strangers here, and the only database is a file that is copied: no store but SQLite is
+meant. What PostgreSQL refuses is in test_refused_postgres.py.
+"""
 
 import json
 import os
@@ -142,6 +146,8 @@ def test_the_doctor_begins_with_the_setting_that_is_wrong(tmp_path: Path) -> Non
         assert (told[0]["name"], told[0]["good"]) == ("settings", False)
         assert "docs/settings.md" in told[0]["fix"]
         assert all(check.get("fix", "") == "" for check in told if check["good"])
+    said, _ = run(tmp_path, "doctor", code=0, HTTP_PORT="0")
+    assert said.startswith("✓ settings"), "a port that is given at the start names no server yet"
 
 
 def test_words_and_input_that_are_no_text(tmp_path: Path) -> None:

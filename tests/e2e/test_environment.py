@@ -1,4 +1,7 @@
-"""The first start in a fresh clone: the ways to an environment, and what a test run says last."""
+"""The first start in a fresh clone: the ways to an environment, and what a test run says last.
+
+No server is started, so no store is meant.
+"""
 
 import os
 import shutil

@@ -1,4 +1,7 @@
-"""A real nginx in front, with nothing but `proxy_pass` and with the configuration that we ship."""
+"""A real nginx in front, with nothing but `proxy_pass` and with the configuration that we ship.
+
+On SQLite only: what nginx holds back or passes on are bytes of answers, wherever they were kept.
+"""
 
 import re
 from collections.abc import Callable, Iterator

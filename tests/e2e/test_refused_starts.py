@@ -1,4 +1,7 @@
-"""Starts that are refused: the exit code, one sentence, and nothing left behind or changed."""
+"""Starts that are refused: the exit code, one sentence, and nothing left behind or changed.
+
+The databases are files; what PostgreSQL refuses is in test_refused_postgres.py.
+"""
 
 import ctypes
 import os

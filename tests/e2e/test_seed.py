@@ -3,13 +3,13 @@
 The tables below are our own list of it: commands, variables, endpoints, events, tables, files.
 """
 
-import sqlite3
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
 
 from ..processes import ROOT, until
+from ..stores import Kept
 from .place import Place, place
 
 REGISTER = """curl -X POST http://localhost:8080/v1/agents/register \\
@@ -107,9 +107,9 @@ def invoke(here: Place, content: str, agent: str = "demo_agent") -> list[dict[st
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    """Run the document's commands against `./orchestrator` with nothing configured."""
-    with place(tmp_path_factory.mktemp("seed")) as here:
+def story(tmp_path_factory: pytest.TempPathFactory, kept_together: Kept) -> Iterator[Story]:
+    """Run the document's commands against `./orchestrator` with at most a database configured."""
+    with place(tmp_path_factory.mktemp("seed"), kept_together) as here:
         here.start(f"python3 {ROOT}/tests/e2e/ingress.py 8090", "ingress")
         here.start("python3 examples/demo_agent.py --port 8000", "agent")
         here.up("http://localhost:8000/health")
@@ -198,15 +198,11 @@ def test_live_events_are_pushed_to_the_ingress(story: Story) -> None:
 
 
 def test_the_tables_can_be_read_with_sql(story: Story) -> None:
-    database = story.place.folder / "orchestrator.db"
-    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
-        for table in TABLES:
-            assert connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] > 0  # noqa: S608  # our own list
-        rows = connection.execute(
-            "SELECT seq, type, payload, event_id, ts FROM events WHERE run_id = ? ORDER BY seq",
-            (story.invoked["run_id"],),
-        ).fetchall()
-    connection.close()
+    ask, file = story.place.kept.ask, story.place.folder / "orchestrator.db"
+    for table in TABLES:
+        assert ask(file, f"SELECT count(*) FROM {table}")[0][0] > 0  # noqa: S608  # our own list
+    mine = f"WHERE run_id = '{story.invoked['run_id']}' ORDER BY seq"
+    rows = ask(file, f"SELECT seq, type, payload, event_id, ts FROM events {mine}")  # noqa: S608  # the server's
     assert [row[1] for row in rows] == [event["type"] for event in story.events]
 
 
@@ -224,14 +220,15 @@ def test_the_agent_protocol_sample_word_for_word(story: Story) -> None:
 
 
 @pytest.fixture
-def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def configured(tmp_path_factory: pytest.TempPathFactory, kept: Kept) -> Iterator[Place]:
     """Hand out a place in which nothing runs yet but the demo agent."""
-    with place(tmp_path_factory.mktemp("configured")) as here:
+    with place(tmp_path_factory.mktemp("configured"), kept) as here:
         here.start("python3 examples/demo_agent.py --port 8000", "agent")
         here.up("http://localhost:8000/health")
         yield here
 
 
+@pytest.mark.only_sqlite("the document's example names a file")
 def test_the_example_of_configuration(configured: Place) -> None:
     command = 'HTTP_PORT=9000 DATABASE_URL="file:data.db" ./orchestrator'
     server = configured.start(command, "server")
@@ -252,6 +249,7 @@ def test_the_other_variables(configured: Place) -> None:
     assert server.stop() == 0, server.said()
 
 
+@pytest.mark.only_sqlite("it is refused before a database is opened")
 @pytest.mark.parametrize(
     ("variable", "value"),
     [

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from .. import postgres
 from ..processes import Running, demo_agent_process, frames, request, start_server, stream, until
+from ..stores import new_database
 
 HELLO = {"agent_id": "demo", "input_message": {"role": "user", "content": "think"}}
 
@@ -26,11 +26,11 @@ class Two:
 
 
 @pytest.fixture
-def two(tmp_path: Path) -> Iterator[Two]:
+def two(tmp_path: Path, postgres_server: str) -> Iterator[Two]:
     """Hand out two servers with an agent."""
     with ExitStack() as stack:
         settings = {
-            "DATABASE_URL": stack.enter_context(postgres.address(fsync=True)),
+            "DATABASE_URL": stack.enter_context(new_database(postgres_server)),
             "SECRET_KEY": secrets.token_hex(32),
         }
         agent = stack.enter_context(demo_agent_process(tmp_path))

@@ -1,4 +1,8 @@
-"""Every command in the README and every program in "Connect your agent" is run as it is printed."""
+"""Every command in the README and every program in "Connect your agent" is run as it is printed.
+
+The README names a file and is played on SQLite, as is what only registers agents; the smallest
+agents are called on both stores.
+"""
 
 import re
 from collections.abc import Iterator
@@ -8,6 +12,7 @@ from typing import Final
 import pytest
 
 from ..processes import ROOT, Running, until
+from ..stores import Kept
 from .place import Place, place
 
 README: Final = (ROOT / "README.md").read_text()
@@ -24,9 +29,9 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 @pytest.fixture
-def clone(tmp_path: Path) -> Iterator[Place]:
+def clone(tmp_path: Path, kept: Kept) -> Iterator[Place]:
     """Hand out a place in which nothing runs yet."""
-    with place(tmp_path) as here:
+    with place(tmp_path, kept) as here:
         yield here
 
 
@@ -37,6 +42,7 @@ def started(here: Place, command: str, url: str, name: str) -> Running:
     return running
 
 
+@pytest.mark.only_sqlite("the README names a file")
 def test_the_readme_from_top_to_bottom(clone: Place) -> None:
     played: dict[str, str] = {}
     run_id = ""
@@ -103,6 +109,7 @@ def test_the_smallest_agents(clone: Place, number: int, protocol: str, answer: s
     assert (run["status"], run["final_message"]) == ("DONE", answer)
 
 
+@pytest.mark.only_sqlite("what a registration holds is the API's")
 def test_every_registration_in_the_guide_is_taken(clone: Place) -> None:
     started(clone, "./orchestrator", "http://localhost:8080/health", "server")
     for command in (text for text in blocks(GUIDE, "bash") if "/register" in text):

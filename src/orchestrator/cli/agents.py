@@ -1,4 +1,4 @@
-"""Agents: list, register, show, remove."""
+"""Agents: list, register, show, try, drain, remove."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -7,7 +7,7 @@ from urllib.parse import quote
 import click
 
 from orchestrator.cli import options, shapes
-from orchestrator.cli.failure import CommandFailed
+from orchestrator.cli.failure import CommandFailed, Exit
 from orchestrator.cli.output import Output, clock
 
 
@@ -135,10 +135,54 @@ def rm(agent: str, json: bool, url: str | None) -> None:
     out.result(answer) if json else out.line(f"{agent} is forgotten; its runs stay")
 
 
+@click.command()
+@click.argument("agent")
+@options.as_json
+@options.url
+def drain(agent: str, json: bool, url: str | None) -> None:
+    """Give AGENT no more runs until it registers again; those it has go on."""
+    out = Output(json=json)
+    answer = options.server(url).post(f"{_path(agent)}:drain")
+    if json:
+        out.result(answer)
+        return
+    out.line(f"{agent} gets no more runs")
+    out.remark(f"  ./orchestrator runs ls --agent {agent} --status running")
+
+
+@click.command()
+@click.argument("agent")
+@click.option("--message", default="Hello", show_default=True, help="What it is asked.")
+@click.option("--token-file", type=click.Path(path_type=Path, exists=True, allow_dash=True),
+              help="The bearer token for the agent; - reads standard input.")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(min=0.1), metavar="N", default=30.0,
+              show_default=True, help="The longest time of the invocation.")  # fmt: skip
+@options.as_json
+@options.url
+def probe(
+    agent: str, message: str, token_file: Path | None, seconds: float, json: bool, url: str | None
+) -> Exit:
+    """Check AGENT where it is registered: its health, and one invocation from here.
+
+    The exit code is 0 when it breaks no rule that shows in one; `probe URL` tries them all.
+    """
+    from orchestrator.cli import probing
+
+    found = options.server(url).get(_path(agent), shapes.AgentDetail)
+    if found.get("has_auth") and token_file is None:
+        raise CommandFailed(
+            f"{agent} asks for a credential, which the server keeps to itself",
+            hint=f"./orchestrator agents probe {agent} --token-file FILE",
+        )
+    endpoint, protocol = found["endpoint"], found.get("protocol", "native")
+    trial = probing.Trial(endpoint, protocol, message, token(token_file), seconds)
+    return probing.probe_once(trial, Output(json=json))
+
+
 def _path(agent: str) -> str:
     return f"/v1/agents/{quote(agent, safe='')}"
 
 
-agents: Final = click.Group("agents", help="List, register, show and remove agents.")
-for _command in (ls, add, show, rm):
+agents: Final = click.Group("agents", help="List, register, show, try, drain and remove agents.")
+for _command in (ls, add, show, probe, drain, rm):
     agents.add_command(_command)

@@ -98,8 +98,22 @@ class Conformance:
             yield await self._parts()
             yield await self._hang_up()
             yield await self._together()
+        yield await self._health_after(answer)
+
+    async def once(self) -> AsyncIterator[Verdict]:
+        """Yield the verdicts of a single invocation, and of the health."""
+        answer = await self._invoke("probe_1")
+        for verdict in self._steps(answer):
+            yield verdict
+        if answer.failure is None:
+            yield self._ended_well(answer)
+        yield await self._health_after(answer)
+
+    async def _health_after(self, answer: Answer) -> Verdict:
         away = answer.failure is not None and answer.failure.code == "agent_unavailable"
-        yield Verdict(_HEALTH, None, "not tried: nothing answers") if away else await self._health()
+        return (
+            Verdict(_HEALTH, None, "not tried: nothing answers") if away else await self._health()
+        )
 
     def _steps(self, answer: Answer) -> list[Verdict]:
         code = answer.failure.code if answer.failure else ""

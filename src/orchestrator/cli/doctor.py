@@ -49,7 +49,7 @@ def _begin(url: str | None) -> tuple[Settings | None, Server | None, list[checks
     """Return the settings and the server, where they can be had, and what is to be said of that."""
     settings = server = None
     check = checks.Check("settings", good=True, said="every variable can be read")
-    with suppress(OrchestratorError):
+    with suppress(OrchestratorError, CommandFailed):
         server = options.server(url)  # a variable it cannot read is told with the others
     try:
         settings = load()

@@ -16,9 +16,12 @@ T = TypeVar("T")
 _TEXT = 160
 
 
-def follow(events: Iterable[SSEEvent], out: Output, *, talk: bool) -> Exit:
-    """Show events as they come; return what the run's end means, OK for a log without one."""
-    code = Exit.OK
+def follow(events: Iterable[SSEEvent], out: Output, *, talk: bool, several: bool = False) -> Exit:
+    """Show events as they come; return what the run's end means, OK for a log without one.
+
+    With `several` the events are those of many runs, and each says whose it is.
+    """
+    code, shown = Exit.OK, _Shown(out, several=several)
     for event in events:
         if out.json:
             out.raw(event.data)
@@ -26,12 +29,40 @@ def follow(events: Iterable[SSEEvent], out: Output, *, talk: bool) -> Exit:
             seq = _decoded(event.data, dict[str, int]).get("after_seq")
             out.remark(f"the server lost power: what came after seq {seq} comes again")
         elif talk:
-            _say(_decoded(event.data, Event), out)
+            shown.talk(_decoded(event.data, Event))
         else:
-            _line(_decoded(event.data, Event), out)
+            shown.line(_decoded(event.data, Event))
         code = ENDS.get(event.event, code)
     out.close_line()
     return code
+
+
+class _Shown:
+    """Shows the events of one run, or of several."""
+
+    def __init__(self, out: Output, *, several: bool) -> None:
+        self._out = out
+        self._several = several
+        self._speaker = ""
+        self._spoken: set[str] = set()
+
+    def talk(self, event: Event) -> None:
+        """Show an event as a part of a conversation."""
+        if self._several and event.run_id != self._speaker:
+            self._out.remark(event.run_id)
+            self._speaker = event.run_id
+        _say(event, self._out)
+        if event.type == "agent_stream_delta":
+            self._spoken.add(event.run_id)
+        elif event.type == "agent_invoke_done" and event.run_id not in self._spoken:
+            self._out.words(_text(event.payload.get("final_message")))
+        if event.type in ENDS:
+            self._out.close_line()
+            self._spoken.discard(event.run_id)
+
+    def line(self, event: Event) -> None:
+        """Show an event as a line."""
+        _line(event, self._out, f"{event.run_id}  " if self._several else "")
 
 
 def _decoded(data: str, shape: type[T]) -> T:
@@ -63,10 +94,17 @@ def _say(event: Event, out: Output) -> None:
             pass  # the other events are for `tail` and `replay`
 
 
-def _line(event: Event, out: Output) -> None:
+def _text(content: Any) -> str:
+    """Return a message as text: an agent may say all of it at its end, and as parts."""
+    if not isinstance(content, list):
+        return str(content or "")
+    return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+
+
+def _line(event: Event, out: Output, whose: str) -> None:
     payload = {name: value for name, value in event.payload.items() if value is not None}
     told = "  ".join(f"{name}={_short(value)}" for name, value in payload.items())
-    out.line(f"{event.seq:>6}  {clock(event.ts)}  {event.type:<22}  {told}")
+    out.line(f"{whose}{event.seq:>6}  {clock(event.ts)}  {event.type:<22}  {told}")
 
 
 def _short(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
@@ -42,18 +43,30 @@ def probe(
             hint=f"./orchestrator probe {endpoint.rstrip('/').removesuffix('/invoke')}",
         )
     token = agents.token(token_file)
-    return asyncio.run(_probe(endpoint, protocol, message, token, seconds, Output(json=json)))
+    trial = Trial(endpoint, protocol, message, token, seconds)
+    return asyncio.run(_probe(trial, Output(json=json), once=False))
 
 
-async def _probe(
-    endpoint: str, protocol: str, message: str, token: str | None, seconds: float, out: Output
-) -> Exit:
+class Trial(NamedTuple):
+    """Which agent is tried, and how; `seconds` bounds every invocation."""
+
+    endpoint: str
+    protocol: str
+    message: str
+    token: str | None
+    seconds: float
+
+
+def probe_once(trial: Trial, out: Output) -> Exit:
+    """Invoke an agent once and ask for its health; show what that says of it."""
+    return asyncio.run(_probe(trial, out, once=True))
+
+
+async def _probe(trial: Trial, out: Output, *, once: bool) -> Exit:
     good = True
     async with app.open_clients() as clients:
-        trial = Conformance(
-            clients.agents[protocol], clients.probe, endpoint, protocol, message, token, seconds
-        )
-        async for verdict in trial.report():
+        tried = Conformance(clients.agents[trial.protocol], clients.probe, *trial)
+        async for verdict in tried.once() if once else tried.report():
             _show(verdict, out)
             good = good and verdict.good is not False
     if not out.json:

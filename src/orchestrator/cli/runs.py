@@ -1,4 +1,4 @@
-"""Runs: invoke, follow, replay, list, cancel, run again."""
+"""Runs: invoke, replay, list, cancel, run again."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -59,29 +59,13 @@ def invoke(
         return Exit.OK
     if not json:
         out.remark(f"{run['run_id']}  session {run['session_id']}")
+        if out.terminal:
+            out.remark(f"{server.url}/runs/{run['run_id']}")
     try:
         return follow(server.events(run["run_id"]), out, talk=True)
     except KeyboardInterrupt:
         out.remark(f"the run goes on: ./orchestrator tail {run['run_id']}")
         raise
-
-
-@click.command()
-@click.argument("run_id", metavar="RUN")
-@click.option(
-    "--after",
-    type=click.IntRange(min=0),
-    metavar="N",
-    default=0,
-    help="Only events after this seq.",
-)
-@click.option("--words", is_flag=True, help="Show the conversation instead of the events.")
-@options.as_json
-@options.url
-def tail(run_id: str, after: int, words: bool, json: bool, url: str | None) -> Exit:
-    """Follow RUN, live, to its end."""
-    events = options.server(url).events(run_id, after)
-    return follow(events, Output(json=json), talk=words)
 
 
 @click.command()

@@ -77,13 +77,22 @@ class Server:
         Raises CommandFailed when the server does not come back within RETURN_S.
         """
         path = f"/v1/runs/{quote(run_id, safe='')}/events/stream"
-        cursor = str(after) if after else ""
+        return self._followed(path, str(after) if after else "", frozenset(ENDS))
+
+    def session_events(self, session_id: str) -> Iterator[SSEEvent]:
+        """Yield the events of all runs of a session, as `events` does, but without end."""
+        path = f"/v1/sessions/{quote(session_id, safe='')}/events"
+        return self._followed(path, "", frozenset())
+
+    def _followed(self, path: str, cursor: str, ends: frozenset[str]) -> Iterator[SSEEvent]:
         deadline: float | None = None
         while True:
             try:
-                for event in self._stream(path, cursor):
-                    cursor, deadline = event.id, None
-                    yield event
+                for event in self._stream(path, cursor, ends):
+                    deadline = None
+                    if event is not None:
+                        cursor = event.id or cursor
+                        yield event
             except _BROKEN as error:
                 deadline = deadline or time.monotonic() + RETURN_S
                 if time.monotonic() > deadline:
@@ -92,22 +101,28 @@ class Server:
             else:
                 return
 
-    def _stream(self, path: str, cursor: str) -> Iterator[SSEEvent]:
-        """Yield the events of one connection; raises OSError where it ends before the log does."""
+    def _stream(self, path: str, cursor: str, ends: frozenset[str]) -> Iterator[SSEEvent | None]:
+        """Yield None once the stream is open, then the events of one connection.
+
+        Raises OSError where it ends before the log does, or the server is not there for now.
+        """
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": cursor} if cursor else {})}
         with closing(self._connection(SILENCE_S)) as connection:
             answer = self._ask(connection, "GET", path, headers=headers)
             if answer.status == http.HTTPStatus.NO_CONTENT:
                 return
+            if answer.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise ConnectionError(f"it answered {answer.status}")
             if answer.status != http.HTTPStatus.OK:
                 self._refuse(answer.status, answer.read())
             if answer.headers.get_content_type() != "text/event-stream":
                 raise self.stranger("without a stream")
+            yield None
             parser = SSEParser(max_line=64 << 20)
             while data := answer.read1(65_536):
                 for event in parser.feed(data):
                     yield event
-                    if event.event in ENDS:
+                    if event.event in ends:
                         return
         raise ConnectionError("the stream ended before the run did")
 

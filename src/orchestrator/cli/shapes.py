@@ -38,6 +38,39 @@ class Tree(msgspec.Struct):
     children: list["Tree"]
 
 
+class Session(msgspec.Struct):
+    """A session."""
+
+    session_id: str
+    created_at: int
+    updated_at: int
+    user_id: str | None = None
+
+
+class Sessions(msgspec.Struct):
+    """A page of sessions."""
+
+    sessions: list[Session]
+    has_more: bool
+    next_cursor: str | None = None
+
+
+class Message(msgspec.Struct):
+    """A line of a transcript."""
+
+    message_id: str
+    role: str
+    content: str | list[dict[str, Any]]
+    created_at: str
+
+
+class Messages(msgspec.Struct):
+    """A page of a transcript."""
+
+    messages: list[Message]
+    has_more: bool
+
+
 class Changed(msgspec.Struct):
     """A run after a command."""
 
@@ -66,6 +99,8 @@ class AgentDetail(msgspec.Struct):
 
     agent_id: str
     endpoint: str
+    protocol: str = "native"
+    has_auth: bool = False
 
 
 class Health(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""Trying it out: the server, a demo agent and a first run, from one command."""
+"""Trying it out: the server, a demo agent, the ingress and a first run, from one command."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ from orchestrator.cli import options, ports, serving, shapes
 from orchestrator.cli.events import follow
 from orchestrator.cli.failure import CommandFailed, Exit
 from orchestrator.cli.output import Output
-from orchestrator.settings import load
+from orchestrator.settings import load, load_ingress
 
 AGENT: Final = "demo_agent"
 AGENT_PORT: Final = 8000
@@ -28,7 +28,7 @@ PROGRAM: Final = Path(orchestrator.__file__).parents[2] / "examples" / "demo_age
 @click.command()
 @click.argument("text", default=GREETING)
 def dev(text: str) -> int:
-    """Start server and demo agent, show a first run, stay up."""
+    """Start server, demo agent and ingress, show a first run, stay up."""
     return _play(text, stay=True)
 
 
@@ -44,9 +44,11 @@ def _play(text: str, *, stay: bool) -> int:
     settings = load(flags=_quiet(out))
 
     async def beside(url: str) -> int | None:
-        async with _demo_agent() as endpoint:
+        async with _demo_agent() as endpoint, _ingress(url, out, wanted=stay) as devices:
             out.line(f"server      {url}", "bold")
             out.line(f"demo agent  {endpoint}", "bold")
+            if devices:
+                out.line(f"ingress     {devices}", "bold")
             run_id, code = await asyncio.to_thread(_first_run, url, endpoint, text, out)
             if not stay:
                 out.line("this server ends now; one that stays up:")
@@ -99,6 +101,29 @@ async def _demo_agent() -> AsyncIterator[str]:
             await agent.wait()
 
 
+@asynccontextmanager
+async def _ingress(url: str, out: Output, *, wanted: bool) -> AsyncIterator[str]:
+    """Run the ingress beside the server, if its port is free; hand out its address, or nothing."""
+    port = load_ingress().ws_port
+    if wanted and port and not ports.is_free(port):
+        owner = ports.owner_of(port) or "another process"
+        out.remark(f"port {port} is taken by {owner}; no ingress is started")
+    if not (wanted and port and ports.is_free(port)):
+        yield ""
+        return
+    said = os.environ  # noqa: TID251  # the same process, one step on
+    ingress = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "orchestrator", "ingress", "--until-eof", stdin=subprocess.PIPE,
+        env={"LOG_LEVEL": "warn", **said, "ORCHESTRATOR_URL": url}, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield f"ws://localhost:{port}/ws"
+    finally:
+        if ingress.returncode is None:
+            ingress.send_signal(signal.SIGTERM)
+            await ingress.wait()
+
+
 def _first_run(url: str, endpoint: str, text: str, out: Output) -> tuple[str, int]:
     server = options.server(url)
     registration = {"agent_id": AGENT, "name": "Demo agent", "endpoint": endpoint}
@@ -115,6 +140,7 @@ def _first_run(url: str, endpoint: str, text: str, out: Output) -> tuple[str, in
 
 def _what_next(url: str, run_id: str, out: Output) -> None:
     """Print where to look, and three commands that go on from here."""
+    out.line(f"page        {url}/runs/{run_id}")
     out.line(f"events      {url}/v1/runs/{run_id}/events")
     out.line(f"API         {url}/docs")
     out.line()

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -175,6 +176,11 @@ def _refused(url: str, error: Exception) -> DatabaseRefused:
         why = (
             f"{shown(url)} cannot be upgraded: {told}; somebody uses a table for very long, as "
             "pg_dump does; wait for its end, and start again"
+        )
+    elif isinstance(error, ssl.SSLError):
+        why = (
+            f"{shown(url)} shows a certificate that is not trusted ({told}); check sslrootcert "
+            "and the host's name in DATABASE_URL"
         )
     elif faults.is_lost(error):
         why = f"{shown(url)} cannot be reached ({told}); is the server running, and at that place?"

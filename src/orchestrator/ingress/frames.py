@@ -1,0 +1,54 @@
+"""What is passed on: an event of the log as the bytes of a WebSocket frame, made once for all."""
+
+from typing import Final
+
+import msgspec
+from websockets.frames import Frame, Opcode
+
+from orchestrator.core.events import TERMINAL, LogEvent
+from orchestrator.core.live import live
+
+
+class Passed(msgspec.Struct, frozen=True, gc=False):
+    """An event of the log on its way to devices; `body` is None where it has no live name."""
+
+    run_id: str
+    seq: int
+    ts: int
+    type: str
+    body: bytes | None
+
+    @property
+    def ends(self) -> bool:
+        """Return whether the run is over."""
+        return self.type in TERMINAL
+
+    def frame(self, cursor: str | None = None) -> bytes:
+        """Return the frame, with a cursor where one is given; nothing without a live name."""
+        if self.body is None:
+            return b""
+        if cursor is None:
+            return text_frame(self.body)
+        return text_frame(b'%b,"cursor":"%b"}' % (self.body[:-1], cursor.encode()))
+
+
+class _Named(msgspec.Struct, frozen=True, gc=False):
+    run_id: str
+    seq: int
+    ts: int
+    type: str
+
+
+_NAMED: Final = msgspec.json.Decoder(_Named)
+
+
+def passed(data: bytes) -> Passed:
+    """Return an event of the log under its live name; raises MsgspecError for what is no event."""
+    named = _NAMED.decode(data)
+    event = LogEvent(named.seq, named.type, data)
+    return Passed(named.run_id, named.seq, named.ts, named.type, live(event))
+
+
+def text_frame(body: bytes) -> bytes:
+    """Return a text message as a server sends it: one frame, not masked, the same for all."""
+    return Frame(Opcode.TEXT, body).serialize(mask=False)

@@ -1,0 +1,163 @@
+"""What a device missed: read from the orchestrator run by run, until the device is in step."""
+
+from typing import Final, Protocol
+
+from orchestrator.ingress.frames import Passed, passed
+from orchestrator.ingress.place import Place
+from orchestrator.ingress.problems import Problem
+from orchestrator.ingress.tail import SessionTail
+from orchestrator.ingress.upstream import RunSeen, Upstream
+
+RUNS_MAX: Final = 10_000
+"""How many runs a device may have missed."""
+_SKEW_MS: Final = 3_600_000
+_NOT_FOUND: Final = "run_not_found"
+
+
+class Sink(Protocol):
+    """Where what was missed goes."""
+
+    def write(self, data: bytes) -> None:
+        """Send frames; never waits."""
+        ...
+
+    async def drained(self) -> None:
+        """Wait until most of what was sent has left."""
+        ...
+
+
+class Missed:
+    """The way of one device from its place to where the tail of its session is.
+
+    `seqs` says how far it has come with each run that it must be told of. What the tail passes on
+    meanwhile is not kept: its run is noted and read from the log, too, so the memory that this
+    takes does not grow with what was missed. Raises Problem where the orchestrator is away.
+    """
+
+    def __init__(self, upstream: Upstream, tail: SessionTail, sink: Sink) -> None:
+        self.seqs: dict[str, int] = {}
+        self.meanwhile: dict[str, None] = {}
+        self._upstream = upstream
+        self._tail = tail
+        self._bearer = tail.bearer
+        self._sink = sink
+        self._over: dict[str, int] = {}
+        self._beyond: set[str] = set()
+        self._newest: str | None = None
+        self._newest_at = 0
+
+    def note(self, run_id: str) -> None:
+        """Note a run of which the tail has passed something on."""
+        self.meanwhile[run_id] = None
+
+    async def find(self, place: Place, told: dict[str, int] | None) -> None:
+        """Find out of which runs there may be more.
+
+        `told` is what the device itself says of runs; it can only shorten what is sent.
+        """
+        runs = await self._later(place, told)
+        for run_id, seq in place.seqs.items():
+            self.seqs[run_id] = seq
+        for run in reversed(runs):
+            self.seqs.setdefault(run.run_id, 0)
+        for run_id, seq in (told or {}).items():
+            if self.seqs.get(run_id, seq) < seq:
+                self.seqs[run_id] = seq
+        self._newest, self._newest_at = place.newest, place.newest_at
+        if runs:
+            self._newest, self._newest_at = runs[0].run_id, runs[0].created_at
+
+    @property
+    def place(self) -> Place:
+        """Return the device's place; runs above `newest` that are over are named in it, too."""
+        over = {run_id: self._over[run_id] for run_id in self._beyond if run_id in self._over}
+        return Place("", {**self.seqs, **over}, self._newest, self._newest_at)
+
+    async def _later(self, place: Place, told: dict[str, int] | None) -> list[RunSeen]:
+        """Return the runs that were accepted after a place, newest first.
+
+        Where the device only says how far it has come with some runs, those count which are not
+        older than these.
+        """
+        wanted = set(told or {}) if place.newest is None and not place.seqs else set()
+        by_told, last = bool(wanted), 0
+        found: list[RunSeen] = []
+        cursor: str | None = None
+        while True:
+            page = await self._upstream.runs(self._tail.session_id, self._bearer, cursor=cursor)
+            for run in page.runs:
+                if run.run_id == place.newest or run.created_at < place.newest_at - _SKEW_MS:
+                    return found
+                found.append(run)
+                if run.run_id in wanted:
+                    wanted.discard(run.run_id)
+                    last = len(found)
+                    if not wanted:
+                        return found
+            if not page.has_more:
+                return found[:last] if by_told else found
+            if len(found) >= RUNS_MAX:
+                raise Problem(
+                    "invalid_request",
+                    f"more than {RUNS_MAX} runs were missed; leave the cursor out, and read them "
+                    "at /v1/runs",
+                )
+            cursor = page.next_cursor
+
+    async def send(self, *, creator: bool) -> dict[str, int]:
+        """Send all that was missed; return how far the device is ahead of the tail, by run.
+
+        Nothing may be awaited between this and being in step: what the tail passes on next is for
+        the device.
+        """
+        for run_id in list(self.seqs):
+            await self._read(run_id, creator=creator)
+        while self.meanwhile:
+            run_id = next(iter(self.meanwhile))
+            await self._read(run_id, creator=creator)
+        tail = self._tail
+        ahead = {**self.seqs, **self._over}
+        return {
+            run_id: seq
+            for run_id, seq in ahead.items()
+            if not tail.is_over(run_id) and seq > (tail.passed(run_id) or 0)
+        }
+
+    async def _read(self, run_id: str, *, creator: bool) -> None:
+        """Read a run to its end, or to where the tail is or beyond."""
+        while True:
+            self.meanwhile.pop(run_id, None)
+            if run_id in self._over:
+                return
+            if run_id not in self.seqs:
+                self.seqs[run_id] = 0
+                self._beyond.add(run_id)
+            await self._sink.drained()
+            events, more = await self._page(run_id)
+            self._sink.write(b"".join([self._frame(event, creator=creator) for event in events]))
+            if not events or not (more or self._is_behind(run_id)):
+                self.meanwhile.pop(run_id, None)
+                return
+
+    def _is_behind(self, run_id: str) -> bool:
+        """Return whether the tail has passed on more of a run than the device has."""
+        if run_id in self._over:
+            return False
+        return self._tail.is_over(run_id) or self.seqs[run_id] < (self._tail.passed(run_id) or 0)
+
+    async def _page(self, run_id: str) -> tuple[list[Passed], bool]:
+        after = self.seqs[run_id]
+        try:
+            page = await self._upstream.page(run_id, after, self._bearer)
+        except Problem as problem:
+            if problem.cause == _NOT_FOUND:  # retention was quicker
+                return [], False
+            raise
+        return [passed(bytes(raw)) for raw in page.events], page.has_more
+
+    def _frame(self, event: Passed, *, creator: bool) -> bytes:
+        self.seqs[event.run_id] = event.seq
+        if not event.ends:
+            return event.frame()
+        self._over[event.run_id] = self.seqs.pop(event.run_id)
+        return event.frame(self._tail.cursor_of(self.place, creator=creator))
