@@ -363,7 +363,11 @@ async def test_a_commit_without_an_answer_is_said_to_be_one(
 
 WAITS = """
 CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
-$$ BEGIN PERFORM pg_advisory_xact_lock(77); RETURN NEW; END $$;
+$$ BEGIN
+    PERFORM set_config('lock_timeout', '0', true);
+    PERFORM pg_advisory_xact_lock(77);
+    RETURN NEW;
+END $$;
 CREATE TRIGGER wait BEFORE INSERT ON segments FOR EACH ROW EXECUTE FUNCTION wait();
 """
 WAITING_FOR_IT = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
