@@ -114,6 +114,6 @@ async def test_a_leaky_bus_costs_nothing_with_the_resume_check_and_is_red_withou
     for seed in range(rounds_of(100)):
         assert await followed(ground, seed, tally) == []
         tally.round()
-    monkeypatch.setattr(tail, "_contiguous", unchecked)
+    monkeypatch.setattr(tail, "contiguous", unchecked)
     found = [problem for seed in range(3) for problem in await followed(ground, 1000 + seed, tally)]
     tally.fire("caught without the resume check", len(found))
