@@ -11,6 +11,8 @@ from orchestrator.ingress.upstream import RunSeen, Upstream
 RUNS_MAX: Final = 10_000
 """How many runs a device may have missed."""
 _SKEW_MS: Final = 3_600_000
+_WHOLE: Final = 1 << 53
+"""More than any seq."""
 _NOT_FOUND: Final = "run_not_found"
 
 
@@ -42,6 +44,8 @@ class Missed:
         self._bearer = tail.bearer
         self._sink = sink
         self._over: dict[str, int] = {}
+        self._had: dict[str, int] = {}
+        """Runs that another ingress has told the device of whole, though the tail may be behind."""
         self._beyond: set[str] = set()
         self._newest: str | None = None
         self._newest_at = 0
@@ -55,6 +59,7 @@ class Missed:
 
         `told` is what the device itself says of runs; it can only shorten what is sent.
         """
+        passing = list(self._tail.seqs)  # before the list, which so has each of them
         runs = await self._later(place, told)
         for run_id, seq in place.seqs.items():
             self.seqs[run_id] = seq
@@ -63,6 +68,10 @@ class Missed:
         for run_id, seq in (told or {}).items():
             if self.seqs.get(run_id, seq) < seq:
                 self.seqs[run_id] = seq
+        if place.newest is not None:
+            for run_id in passing:
+                self._had.setdefault(run_id, _WHOLE)
+        self._had = {run_id: seq for run_id, seq in self._had.items() if run_id not in self.seqs}
         self._newest, self._newest_at = place.newest, place.newest_at
         if runs:
             self._newest, self._newest_at = runs[0].run_id, runs[0].created_at
@@ -85,8 +94,9 @@ class Missed:
         cursor: str | None = None
         while True:
             page = await self._upstream.runs(self._tail.session_id, self._bearer, cursor=cursor)
-            for run in page.runs:
+            for at, run in enumerate(page.runs):
                 if run.run_id == place.newest or run.created_at < place.newest_at - _SKEW_MS:
+                    self._had = {one.run_id: one.last_seq for one in page.runs[at:]}
                     return found
                 found.append(run)
                 if run.run_id in wanted:
@@ -116,7 +126,7 @@ class Missed:
             run_id = next(iter(self.meanwhile))
             await self._read(run_id, creator=creator)
         tail = self._tail
-        ahead = {**self.seqs, **self._over}
+        ahead = {**self._had, **self.seqs, **self._over}
         return {
             run_id: seq
             for run_id, seq in ahead.items()
@@ -127,7 +137,7 @@ class Missed:
         """Read a run to its end, or to where the tail is or beyond."""
         while True:
             self.meanwhile.pop(run_id, None)
-            if run_id in self._over:
+            if run_id in self._over or run_id in self._had:
                 return
             if run_id not in self.seqs:
                 self.seqs[run_id] = 0
