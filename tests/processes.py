@@ -176,6 +176,30 @@ def _is_up(server: Running) -> bool:
     return False
 
 
+_NGINX = """
+{user}
+daemon off;
+master_process off;
+error_log stderr warn;
+pid nginx.pid;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path temp-body;
+    proxy_temp_path temp-proxy;
+    fastcgi_temp_path temp-fastcgi;
+    scgi_temp_path temp-scgi;
+    uwsgi_temp_path temp-uwsgi;
+    {http}
+}}
+"""
+
+
+def nginx_configuration(http: str, user: str = "") -> str:
+    """Return what nginx needs around the lines of its `http` block to run from a folder of ours."""
+    return _NGINX.format(http=http, user=user)
+
+
 @contextmanager
 def demo_agent_process(folder: Path) -> Iterator[str]:
     """Run examples/demo_agent.py on a free port and hand out its address."""

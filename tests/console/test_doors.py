@@ -12,29 +12,16 @@ import pytest
 from orchestrator.api.routes import ROUTES
 from orchestrator.console import ROUTES as PAGES
 
-from ..processes import ROOT, free_port, request, spawn, until
+from ..processes import ROOT, free_port, nginx_configuration, request, spawn, until
 from .devtools import Tab
 from .stage import DONE, Stage, staged
 
 OUTPUT = "document.getElementById('output').textContent"
 CONSOLE = ROOT / "src" / "orchestrator" / "console"
 NGINX = """
-daemon off;
-master_process off;
-error_log stderr warn;
-pid nginx.pid;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path temp-body;
-    proxy_temp_path temp-proxy;
-    fastcgi_temp_path temp-fastcgi;
-    scgi_temp_path temp-scgi;
-    uwsgi_temp_path temp-uwsgi;
-    server {{
-        listen 127.0.0.1:{port};
-        location /agents/plane/ {{ proxy_pass {target}; }}
-    }}
+server {{
+    listen 127.0.0.1:{port};
+    location /agents/plane/ {{ proxy_pass {target}; }}
 }}
 """
 
@@ -106,7 +93,8 @@ async def test_a_key_that_ends_is_asked_for_again(
 def nginx(folder: Path, program: Path, target: str) -> Iterator[str]:
     """Run nginx with a prefix in front of a server; hand out the address below the prefix."""
     port = free_port()
-    (folder / "nginx.conf").write_text(NGINX.format(port=port, target=target))
+    configuration = nginx_configuration(NGINX.format(port=port, target=target))
+    (folder / "nginx.conf").write_text(configuration)
     command = [str(program), "-p", str(folder), "-c", str(folder / "nginx.conf")]
     process = spawn(command, folder, folder / "nginx.log", {})
     url = f"http://127.0.0.1:{port}/agents/plane"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ..processes import ROOT, Running, until
+from ..processes import ROOT, Running, nginx_configuration, until
 from .place import Place, place
 
 PAGE = (ROOT / "docs" / "behind-nginx.md").read_text()
@@ -18,24 +18,6 @@ BARE = re.findall(r"^```nginx\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[0]
 SNIPPET = (ROOT / "deploy" / "nginx" / "orchestrator.conf").read_text()
 CONFIGURATIONS = pytest.mark.parametrize("server", [BARE, SNIPPET], ids=["bare", "snippet"])
 
-AROUND = """
-{user}
-daemon off;
-master_process off;
-error_log stderr warn;
-pid nginx.pid;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path temp-body;
-    proxy_temp_path temp-proxy;
-    fastcgi_temp_path temp-fastcgi;
-    scgi_temp_path temp-scgi;
-    uwsgi_temp_path temp-uwsgi;
-    {timeout}
-    {server}
-}}
-"""
 ANSWER = 'event: done\ndata: {"final_message": "at last"}\n\n'
 JSON = '-H "Content-Type: application/json"'
 REGISTER = (
@@ -61,7 +43,7 @@ def here(tmp_path: Path, program: Callable[[str], Path]) -> Iterator[Place]:
 def start_nginx(here: Place, server: str, timeout: str = "") -> None:
     """Start nginx with one server block in front of port 8080."""
     user = "user root;" if here.prefix else ""  # the only user there is in a network of our own
-    configuration = AROUND.format(user=user, server=server, timeout=timeout)
+    configuration = nginx_configuration(f"{timeout}\n{server}", user)
     (here.folder / "nginx.conf").write_text(here.here(configuration))
     here.start(f"nginx -p {here.folder} -c {here.folder}/nginx.conf", "nginx")
     here.up("http://localhost:8081/health")

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,11 @@ WELL_S = 5.0
 """Seconds from the moment that the database takes connections again."""
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[postgres.Server]:
-    """Hand out a server that may be crashed; it writes to the disk as in earnest."""
-    with postgres.running(fsync=True) as running:
-        yield running
-
-
 async def test_a_server_that_crashes_and_comes_back_loses_and_doubles_nothing(
-    server: postgres.Server, rounds_of: Callable[[int], int], tally: Tally
+    database_server: postgres.Server, rounds_of: Callable[[int], int], tally: Tally
 ) -> None:
     tally.expect("crashed", "away")
-    async with postgres.database(server.url()) as url:
+    async with postgres.database(database_server.url()) as url:
         store = await open_store(url, world=RealWorld())
         speakers = [Speaker(store, made) for made in await accepted(store, 4)]
         ended = asyncio.Event()
@@ -48,14 +41,14 @@ async def test_a_server_that_crashes_and_comes_back_loses_and_doubles_nothing(
                 tasks.create_task(speaker.talk(ended))
             for _ in range(max(2, rounds_of(20))):
                 await grown(speakers, 50)
-                server.stop(signal.SIGQUIT)
+                database_server.stop(signal.SIGQUIT)
                 tally.fire("crashed")
                 with pytest.raises(Unavailable):
                     await store.get(Run, speakers[0].run.run_id)
                 with pytest.raises(Unavailable):
                     await store.commit(Op(writes=(Put(r.agent("never")),)))
                 tally.fire("away")
-                await asyncio.to_thread(server.start)
+                await asyncio.to_thread(database_server.start)
                 tally.most("s until it commits", await well(grown(speakers, 1)))
                 tally.round()
             ended.set()
@@ -102,11 +95,11 @@ class Served:
 
 
 async def test_a_server_without_its_database_says_so_and_goes_on_with_it(
-    server: postgres.Server, tmp_path: Path, rounds_of: Callable[[int], int], tally: Tally
+    database_server: postgres.Server, tmp_path: Path, rounds_of: Callable[[int], int], tally: Tally
 ) -> None:
     tally.expect("served without", "runs in flight")
     async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(postgres.database(server.url()))
+        url = await stack.enter_async_context(postgres.database(database_server.url()))
         agent = await stack.enter_async_context(load.Agent(deltas=600, pause_s=0.01).serving())
         settings = {"DATABASE_URL": url, "SECRET_KEY": secrets.token_hex(32)}
         running = await asyncio.to_thread(start_server, tmp_path, **settings)
@@ -118,11 +111,11 @@ async def test_a_server_without_its_database_says_so_and_goes_on_with_it(
                 lines = await served.begin(tasks, 4)
                 while min(map(len, lines)) < 20:
                     await asyncio.sleep(0.01)
-                server.stop(signal.SIGQUIT)
+                database_server.stop(signal.SIGQUIT)
                 await asyncio.to_thread(refused, served)
                 tally.fire("served without")
                 tally.fire("runs in flight", sum(not over(line) for line in lines))
-                await asyncio.to_thread(server.start)
+                await asyncio.to_thread(database_server.start)
                 tally.most("s until it serves", await well(asyncio.to_thread(taken, served)))
             tally.round()
         for run_id, seen in served.seen.items():

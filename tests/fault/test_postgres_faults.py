@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
@@ -30,27 +30,6 @@ from orchestrator.world import RealWorld
 from .. import postgres
 from ..rigs import Tally
 from .speakers import Speaker, accepted, grown, waiting
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[postgres.Server]:
-    """Hand out a server that may be cut off and crashed; it writes to the disk as in earnest."""
-    with postgres.running(fsync=True) as running:
-        yield running
-
-
-@pytest.fixture
-async def url(server: postgres.Server) -> AsyncIterator[str]:
-    """Hand out the address of a new database."""
-    async with postgres.database(server.url()) as address:
-        yield address
-
-
-@pytest.fixture
-async def store(url: str) -> AsyncIterator[PostgresStore]:
-    opened = await open_store(url, world=RealWorld())
-    yield opened
-    await opened.close()
 
 
 async def test_a_connection_that_is_killed_in_a_batch_loses_and_doubles_nothing(
@@ -83,10 +62,10 @@ async def test_a_connection_that_is_killed_in_a_batch_loses_and_doubles_nothing(
 
 
 async def test_a_connection_cut_at_its_commit_loses_and_doubles_nothing(
-    server: postgres.Server, rounds_of: Callable[[int], int], tally: Tally
+    database_server: postgres.Server, rounds_of: Callable[[int], int], tally: Tally
 ) -> None:
     tally.expect(*postgres.Proxy.HOW)
-    async with postgres.database(server.url()) as url, postgres.Proxy(url) as proxy:
+    async with postgres.database(database_server.url()) as url, postgres.Proxy(url) as proxy:
         store = await open_store(proxy.url(url), world=RealWorld())
         direct = await open_store(url, world=RealWorld())
         speakers = [Speaker(store, made) for made in await accepted(store, 3)]

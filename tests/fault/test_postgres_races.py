@@ -2,11 +2,10 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 
 import asyncpg
 import msgspec
-import pytest
 from msgspec.structs import replace
 
 from orchestrator.core.audit import broken
@@ -30,27 +29,6 @@ WRITES_MAX = 50
 """After which an owner falls silent."""
 REDOS_SHARE = 0.01
 """Of all commits, how many may have to be made again for others' sake."""
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[postgres.Server]:
-    """Hand out a server that may be cut off and crashed; it writes to the disk as in earnest."""
-    with postgres.running(fsync=True) as running:
-        yield running
-
-
-@pytest.fixture
-async def url(server: postgres.Server) -> AsyncIterator[str]:
-    """Hand out the address of a new database."""
-    async with postgres.database(server.url()) as address:
-        yield address
-
-
-@pytest.fixture
-async def store(url: str) -> AsyncIterator[PostgresStore]:
-    opened = await open_store(url, world=RealWorld())
-    yield opened
-    await opened.close()
 
 
 class Race:

@@ -9,26 +9,18 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from ..fault.load import Agent, invoke, register
-from ..processes import ROOT, Running, free_port, request, spawn, until
+from ..processes import (
+    ROOT,
+    Running,
+    free_port,
+    nginx_configuration,
+    request,
+    spawn,
+    until,
+)
 from .rig import Started, connected, device, pushed_of, seqs
 
 SNIPPET = (ROOT / "deploy" / "nginx" / "orchestrator.conf").read_text()
-AROUND = """
-daemon off;
-master_process off;
-error_log stderr warn;
-pid nginx.pid;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path temp-body;
-    proxy_temp_path temp-proxy;
-    fastcgi_temp_path temp-fastcgi;
-    scgi_temp_path temp-scgi;
-    uwsgi_temp_path temp-uwsgi;
-    {}
-}}
-"""
 Front = Callable[[str, Running], Running]
 
 
@@ -40,7 +32,7 @@ def in_front(tmp_path: Path, program: Callable[[str], Path]) -> Iterator[Front]:
 
         def start(server: str, ingress: Running) -> Running:
             port = str(free_port())
-            text = AROUND.format(SNIPPET)
+            text = nginx_configuration(SNIPPET)
             places = {"8080": server, "8090": ingress.url}
             for usual, url in places.items():
                 text = text.replace(f":{usual};", f":{url.rpartition(':')[2]};")

@@ -171,11 +171,8 @@ def merged(agent: Agent, rows: Iterable[Instance]) -> list[Instance]:
     return [found[name] for name in sorted(found)]
 
 
-def _own(agent: Agent, name: str, row: Instance | None) -> Instance:
-    theirs = row.last_heartbeat if row is not None else None
-    last = max((at for at in (agent.last_heartbeat, theirs) if at is not None), default=None)
-    if row is not None and row.updated_at >= agent.updated_at:
-        return row if row.last_heartbeat == last else replace(row, last_heartbeat=last)
+def of_agent(agent: Agent, name: str) -> Instance:
+    """Return the instance that an agent registers under a name, of which nothing is known yet."""
     return Instance(
         tenant=agent.tenant,
         agent_id=agent.agent_id,
@@ -184,10 +181,21 @@ def _own(agent: Agent, name: str, row: Instance | None) -> Instance:
         version=agent.version,
         operator=agent.operator,
         max_concurrency=agent.max_concurrency,
+        created_at=agent.created_at,
+        updated_at=agent.updated_at,
+    )
+
+
+def _own(agent: Agent, name: str, row: Instance | None) -> Instance:
+    theirs = row.last_heartbeat if row is not None else None
+    last = max((at for at in (agent.last_heartbeat, theirs) if at is not None), default=None)
+    if row is not None and row.updated_at >= agent.updated_at:
+        return row if row.last_heartbeat == last else replace(row, last_heartbeat=last)
+    return replace(
+        of_agent(agent, name),
         draining=agent.draining,
         last_heartbeat=last,
         created_at=row.created_at if row is not None else agent.created_at,
-        updated_at=agent.updated_at,
     )
 
 

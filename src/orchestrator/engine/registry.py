@@ -110,7 +110,7 @@ class Registry:
         keep = ("created_at", "last_heartbeat")
         await self._audit.carry_out(
             by, "agent.register", agent.agent_id,
-            Put(agent, keep if same else keep[:1]), Put(_instance(agent, name), keep),
+            Put(agent, keep if same else keep[:1]), Put(wellness.of_agent(agent, name), keep),
             endpoint=agent.endpoint, has_auth=agent.auth is not None, protocol=agent.protocol,
             operator=agent.operator, scopes=agent.scopes, instance_id=wanted.instance_id,
         )  # fmt: skip
@@ -335,20 +335,6 @@ def _leaving(instance: Instance, *, own: bool) -> Write:
         return Put(replace(instance, draining=True), _KEPT)
     key = (instance.tenant, instance.agent_id, instance.instance_id)
     return Patch(Instance, key, {"draining": True}, required=True)
-
-
-def _instance(agent: Agent, name: str) -> Instance:
-    return Instance(
-        tenant=agent.tenant,
-        agent_id=agent.agent_id,
-        instance_id=name,
-        endpoint=agent.endpoint,
-        version=agent.version,
-        operator=agent.operator,
-        max_concurrency=agent.max_concurrency,
-        created_at=agent.created_at,
-        updated_at=agent.updated_at,
-    )
 
 
 def _judged(agent: Agent, instances: Sequence[Seen]) -> Agent:
