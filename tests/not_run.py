@@ -1,8 +1,11 @@
 """Counts what did not run, and says it in the last line of every test run."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
+
+from .workers import is_worker, of_worker, tell_main
 
 
 class NotRun:
@@ -16,7 +19,19 @@ class NotRun:
         self.reasons["deselected"] += len(items)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self.waiting = {item.nodeid for item in session.items}
+        self.waiting.update(item.nodeid for item in session.items)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
+        self.waiting.update(ids)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        tell_main(session.config, deselected=self.reasons["deselected"])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: object) -> None:
+        # Every worker collects everything.
+        self.reasons["deselected"] = of_worker(node, "deselected", self.reasons["deselected"])
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -32,7 +47,9 @@ class NotRun:
             self.waiting.discard(report.nodeid)
 
     @pytest.hookimpl(trylast=True)
-    def pytest_unconfigure(self) -> None:
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        if is_worker(config):
+            return
         if self.waiting:
             self.reasons["not reached"] += len(self.waiting)
         why = "; ".join(f"{count} {reason}" for reason, count in self.reasons.items() if count)

@@ -1,14 +1,16 @@
 """Counts what the fault rigs did, fails one whose fault never fired, and closes with a table."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
 FOLDER = "fault"
+TALLY = "tally"
 
 
 class Tally:
@@ -36,6 +38,10 @@ class Tally:
         """Note a figure, of which the table shows the largest; `what` begins with its unit."""
         self.figures[what] = max(figure, self.figures.get(what, figure))
 
+    def plain(self) -> dict[str, Any]:
+        """Return its rounds, its faults and its figures as plain values."""
+        return {"rounds": self.rounds, "fired": dict(self.fired), "figures": self.figures}
+
     def silent(self) -> list[str]:
         """Return the faults that were to fire and did not."""
         return sorted(fault for fault in self._expected if not self.fired[fault])
@@ -51,6 +57,13 @@ class Rig:
     seconds: float = 0.0
     failed: int = 0
 
+    def add(self, rounds: int, fired: Mapping[str, int], figures: Mapping[str, float]) -> None:
+        """Add what one test did, as its tally told it."""
+        self.rounds += rounds
+        self.fired.update(fired)
+        for what, figure in figures.items():
+            self.figures[what] = max(figure, self.figures.get(what, figure))
+
 
 class Rigs:
     """The plugin: hands out tallies and adds them up per file of tests/fault."""
@@ -64,11 +77,8 @@ class Rigs:
         """Hand out the test's tally; fail it when a fault that it named did not fire."""
         tally = Tally()
         yield tally
-        rig = self.rigs[name_of(request.node.path)]
-        rig.rounds += tally.rounds
-        rig.fired.update(tally.fired)
-        for what, figure in tally.figures.items():
-            rig.figures[what] = max(figure, rig.figures.get(what, figure))
+        # A report's own way, which also leads out of a worker.
+        request.node.user_properties.append((TALLY, tally.plain()))
         if tally.silent() and request.node.nodeid not in self.broken:
             pytest.fail(f"never fired: {', '.join(tally.silent())}; this rig proved nothing")
 
@@ -87,6 +97,9 @@ class Rigs:
             rig = self.rigs[name_of(path)]
             rig.seconds += report.duration
             rig.failed += report.failed
+            told: Any = dict(report.user_properties).get(TALLY)
+            if told and report.when == "teardown":
+                rig.add(**told)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.rigs:

