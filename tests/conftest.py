@@ -15,7 +15,6 @@ from .not_run import NotRun
 from .processes import Running
 from .rigs import Rigs
 from .stores import SQLITE, Kept, Stores, kept_in
-from .workers import Workers
 
 pytest.register_assert_rewrite("orchestrator.testing")
 
@@ -40,7 +39,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(NotRun(), "not-run")
     config.pluginmanager.register(Rigs(), "rigs")
     config.pluginmanager.register(Stores(), "stores")
-    config.pluginmanager.register(Workers(), "workers")
 
 
 @pytest.fixture(scope="session")

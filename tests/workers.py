@@ -1,12 +1,8 @@
 """What the plugins know of the processes that tests run in side by side (pytest-xdist)."""
 
-import os
 from typing import Any
 
 import pytest
-
-SPARE = 1
-"""Workers more than there are cores: tests of processes mostly wait for them."""
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -23,11 +19,3 @@ def tell_main(config: pytest.Config, **known: object) -> None:
 def of_worker(node: object, name: str, otherwise: Any) -> Any:
     """Return what a worker told, or `otherwise` from one that crashed."""
     return getattr(node, "workeroutput", {}).get(name, otherwise)
-
-
-class Workers:
-    """The plugin: says how many workers `-n auto` means."""
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_xdist_auto_num_workers(self) -> int:
-        return (os.cpu_count() or 1) + SPARE

@@ -129,6 +129,8 @@ def test_the_last_line_of_a_test_run_counts_what_did_not_run(tmp_path: Path) -> 
     )  # fmt: skip
     last, code = last_line(tmp_path, "-k", "test_a")
     assert (last, code) == ("did not run: 4 (4 deselected)", 0)
+    last, code = last_line(tmp_path, "-n", "2", "--deselect", "test_it.py::test_e")
+    assert (last, code) == ("did not run: 2 (1 skipped, no moon; 1 deselected)", 1)
     (tmp_path / "test_it.py").write_text("def test_a(): pass\n")
     assert last_line(tmp_path) == ("did not run: 0", 0)
     (tmp_path / "test_it.py").write_text("import no_such_module\n")
