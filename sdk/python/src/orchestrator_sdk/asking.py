@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Mapping
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypedDict, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -50,27 +50,32 @@ def headers(key: str | Secret | None) -> dict[str, str]:
     return common | ({"Authorization": f"Bearer {shown.reveal()}"} if shown else {})
 
 
-def start_run(
-    agent: str,
-    content: Content,
-    *,
-    session: str | None,
-    request_id: str | None,
-    context: Mapping[str, Any] | None,
-    on_busy: str | None,
-    labels: Mapping[str, str] | None,
-    timeout_ms: int | None,
-) -> Ask[shapes.RunInfo]:
+class Starting(TypedDict, total=False):
+    """What may be said of a new run.
+
+    Without `session` it has one of its own. With the same `request_id` and text it is the same run;
+    unasked a new id is minted. The others are the contract's.
+    """
+
+    session: str | None
+    request_id: str | None
+    context: Mapping[str, Any] | None
+    on_busy: str | None
+    labels: Mapping[str, str] | None
+    timeout_ms: int | None
+
+
+def start_run(agent: str, content: Content, how: Starting) -> Ask[shapes.RunInfo]:
     """Return the invocation of an agent; it has a request id, so that it can be repeated."""
+    if unknown := how.keys() - Starting.__annotations__.keys():
+        raise TypeError(f"a run has no {', '.join(sorted(unknown))}")
     body = {
+        **how,
+        "session": None,
         "agent_id": agent,
         "input_message": {"role": "user", "content": content},
-        "session_id": session,
-        "request_id": request_id or f"req_{secrets.token_hex(16)}",
-        "context": context,
-        "on_busy": on_busy,
-        "labels": labels,
-        "timeout_ms": timeout_ms,
+        "session_id": how.get("session"),
+        "request_id": how.get("request_id") or f"req_{secrets.token_hex(16)}",
     }
     return Ask("POST", "/v1/runs", shapes.RunInfo, given(body))
 

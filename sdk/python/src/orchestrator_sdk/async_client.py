@@ -1,16 +1,16 @@
 """The platform from asyncio: start runs, follow them, look at what is there."""
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
 from orchestrator_sdk import asking, following
 from orchestrator_sdk.errors import APIError
 from orchestrator_sdk.frames import Content
+from orchestrator_sdk.reading import Reading
 from orchestrator_sdk.secret import Secret
 from orchestrator_sdk.shapes import AgentInfo, EventPage, MessagePage, RunEvent, RunInfo, RunResult
 from orchestrator_sdk.transport import Patience, Timeouts, tls
@@ -54,26 +54,13 @@ class AsyncClient:
     # ------------------------------------------------------------ runs
 
     async def run(
-        self,
-        agent: str,
-        text: Content,
-        *,
-        session: str | None = None,
-        request_id: str | None = None,
-        context: Mapping[str, Any] | None = None,
-        on_busy: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        timeout_ms: int | None = None,
+        self, agent: str, text: Content, **how: Unpack[asking.Starting]
     ) -> "AsyncRunHandle":
-        """Start a run and return once it is durable; without `session` it has one of its own.
+        """Start a run and return once it is durable.
 
-        With the same `request_id` and text this is the same run; unasked a new id is minted.
+        `how` may have `session`, `request_id`, `context`, `on_busy`, `labels`, `timeout_ms`.
         """
-        ask = asking.start_run(
-            agent, text, session=session, request_id=request_id, context=context,
-            on_busy=on_busy, labels=labels, timeout_ms=timeout_ms,
-        )  # fmt: skip
-        run = await self.ask(ask)
+        run = await self.ask(asking.start_run(agent, text, how))
         return AsyncRunHandle(self, run.run_id, run.session_id)
 
     def attach(self, run_id: str, after_seq: int = 0) -> "AsyncRunHandle":
@@ -143,24 +130,22 @@ class AsyncRunHandle:
         self.run_id = run_id
         self.session_id = session_id
         self._client = client
-        self._following = following.Following(run_id, after)
-        self._patience = Patience(client.timeouts.give_up)
-        self._ready: deque[RunEvent] = deque()
+        self._reading = Reading(client.http, client.timeouts, run_id, after)
         self._answer: httpx.Response | None = None
         self._pieces: AsyncIterator[bytes] | None = None
 
     def __repr__(self) -> str:
-        return f"<AsyncRunHandle {self.run_id} after {self._following.seq}>"
+        return f"<AsyncRunHandle {self.run_id} after {self._reading.following.seq}>"
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> RunEvent:
-        while not self._ready:
-            if self._following.ended:
+        while (event := self._reading.next()) is None:
+            if self._reading.following.ended:
                 raise StopAsyncIteration
             await self._read()
-        return self._ready.popleft()
+        return event
 
     async def deltas(self) -> AsyncGenerator[str, None]:
         """Yield the words of the answer; after an `agent_invoke_retrying` they begin again."""
@@ -172,7 +157,7 @@ class AsyncRunHandle:
         """Wait for the end; raises RunFailed or RunCancelled."""
         async for _ in self:
             pass
-        found = self._following.result()
+        found = self._reading.following.result()
         return found or following.outcome(await self._client.get(self.run_id))
 
     async def text(self) -> str:
@@ -191,41 +176,22 @@ class AsyncRunHandle:
 
     async def _read(self) -> None:
         """Take what comes next from the stream, or see to it that there is one again."""
-        failure: Exception | None = None
         try:
             if self._pieces is None:
                 await self._open()
-            elif data := await anext(self._pieces, b""):
-                self._take(data)
-                if not self._following.ended:
-                    return
             else:
-                failure = httpx.ReadError("the stream ended before the run")
+                self._reading.take(await anext(self._pieces, b""))
         except (httpx.TransportError, APIError) as error:
-            failure = error
+            await self.aclose()
+            await asyncio.sleep(self._reading.patience.after(error))
         except BaseException:
             await self.aclose()
             raise
-        if failure is not None or self._following.ended:
+        if self._reading.following.ended:
             await self.aclose()
-        if failure is not None:
-            await asyncio.sleep(self._patience.after(failure))
-
-    def _take(self, data: bytes) -> None:
-        self._patience.progressed()
-        self._ready.extend(self._following.feed(data))
 
     async def _open(self) -> None:
-        query, headers = self._following.request()
-        http = self._client.http
-        answer = await http.send(
-            http.build_request(
-                "GET", self._following.path, params=query, headers=headers,
-                timeout=self._client.timeouts.of_streams(),
-            ),
-            stream=True,
-        )  # fmt: skip
-        self._answer = answer
+        self._answer = answer = await self._client.http.send(self._reading.request(), stream=True)
         body = b"" if answer.status_code == following.OK else await answer.aread()
-        if self._following.opened(answer.status_code, answer.headers, body):
+        if self._reading.following.opened(answer.status_code, answer.headers, body):
             self._pieces = answer.aiter_raw()

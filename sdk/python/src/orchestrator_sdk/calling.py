@@ -12,8 +12,8 @@ from orchestrator_sdk.errors import (
     ConnectionLost,
     ProtocolError,
     RunCancelled,
-    RunFailed,
     api_error,
+    ended_badly,
 )
 from orchestrator_sdk.frames import ENDING, Content, text_of
 from orchestrator_sdk.sse import SSEParser
@@ -139,10 +139,9 @@ class ChildRun:
         if frame.event == "done":
             self.final_message = said.get("final_message")
             self.usage = said.get("usage") or {}
-        elif frame.event == "error" and said.get("code") == "cancelled":
-            raise RunCancelled(str(said.get("message")), self.run_id)
         elif frame.event == "error":
-            raise RunFailed(str(said.get("code")), str(said.get("message")), self.run_id)
+            cancelled = said.get("code") == RunCancelled.code
+            raise ended_badly(said, self.run_id, cancelled=cancelled)
         elif frame.event == "delta" and not isinstance(said.get("text"), str):
             raise ProtocolError("a delta of the child has no text")
 

@@ -253,6 +253,16 @@ def api_error(status: int, headers: Mapping[str, str], body: bytes) -> APIError:
     )
 
 
+def ended_badly(
+    said: Mapping[str, Any], run_id: str, *, cancelled: bool
+) -> RunFailed | RunCancelled:
+    """Return what a run raises that did not end well, from what its end says."""
+    message = str(said.get("message") or said.get("reason") or "")
+    if cancelled:
+        return RunCancelled(message or RunCancelled.code, run_id)
+    return RunFailed(str(said.get("code") or RunFailed.code), message, run_id)
+
+
 def is_good(status: int) -> bool:
     """Return whether a status is a 2xx."""
     return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES

@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from orchestrator_sdk.asking import part
-from orchestrator_sdk.errors import ProtocolError, RunCancelled, RunFailed, api_error
+from orchestrator_sdk.errors import ProtocolError, api_error, ended_badly
 from orchestrator_sdk.frames import Content
 from orchestrator_sdk.shapes import LOG_RESET, TERMINAL, RunEvent, RunInfo, RunResult
 from orchestrator_sdk.sse import SSEEvent, SSEParser
@@ -94,21 +94,17 @@ class Following:
         if self.terminal is None:
             return None
         said = self.terminal.payload
-        if self.terminal.type == "run_failed":
-            raise RunFailed(str(said.get("code")), str(said.get("message")), self.run_id)
-        if self.terminal.type == "run_cancelled":
-            raise RunCancelled(str(said.get("reason")), self.run_id)
+        if self.terminal.type != "run_done":
+            cancelled = self.terminal.type == "run_cancelled"
+            raise ended_badly(said, self.run_id, cancelled=cancelled)
         final = self._final or ""
         return RunResult(run_id=self.run_id, final_message=final, usage=said.get("usage") or {})
 
 
 def outcome(run: RunInfo) -> RunResult:
     """Return how a run ended that was only looked at; raises RunFailed or RunCancelled."""
-    error = run.error or {}
-    if run.status == "FAILED":
-        raise RunFailed(str(error.get("code")), str(error.get("message")), run.run_id)
-    if run.status == "CANCELLED":
-        raise RunCancelled(str(error.get("message") or "cancelled"), run.run_id)
+    if run.status in {"FAILED", "CANCELLED"}:
+        raise ended_badly(run.error or {}, run.run_id, cancelled=run.status == "CANCELLED")
     if run.status == "DONE":
         final = run.final_message or ""
         return RunResult(run_id=run.run_id, final_message=final, usage=run.usage or {})
