@@ -1,5 +1,6 @@
 """Agents as they were written for the first platform: `agent_sdk`, by the contract alone."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -218,9 +219,10 @@ async def test_an_agent_registers_itself_when_it_runs(server: str) -> None:
 class Platform:
     """Answers the routes of models and tools as the contract has them."""
 
-    def __init__(self) -> None:
+    def __init__(self, thinks_s: float = 0.0) -> None:
         self.asked: list[tuple[str, Any, dict[str, str]]] = []
         self.polls = 0
+        self._thinks_s = thinks_s
         self.app = Starlette(
             routes=[
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
@@ -275,6 +277,7 @@ class Platform:
     async def _noted(self, request: Request) -> Any:
         body = await request.json() if request.method == "POST" else None
         self.asked.append((request.url.path, body, dict(request.headers)))
+        await asyncio.sleep(self._thinks_s)
         return body
 
 
@@ -338,6 +341,17 @@ async def test_waiting_for_a_tool_ends_with_the_callers_patience() -> None:
         assert time.monotonic() - since >= 0.05
     assert (still.pending, still.tool_call_id) == (True, "tc_for_ever")
     assert (paid.pending, paid.reason) == (True, "waiting_approval")
+
+
+async def test_an_answer_that_is_held_back_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator_sdk.transport.SILENCE_S", 0.05)
+    async with up(Platform(thinks_s=0.2).app) as url:
+        client = PlatformClient(url, "run_1")
+        with pytest.raises(PlatformError, match="ReadTimeout"):
+            await client.tools.get_status("tc_1")
+        assert (await client.tools.wait("tc_for_ever")).pending
+        assert await client.llm.chat_completions("m", [])
+        assert [c async for c in client.llm.chat_completions_stream("m", [])]
 
 
 async def test_a_run_shows_its_token_by_itself_and_no_other_runs() -> None:

@@ -1,7 +1,7 @@
 """Calls the platform from within a run: models, tools, other agents, the transcript."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from time import monotonic
 from typing import Any, Final, TypeVar
 
@@ -63,15 +63,12 @@ class PlatformClient:
         kind: type[T],
         body: Any = None,
         query: Mapping[str, Any] | None = None,
+        *,
+        held_s: float = 0.0,
     ) -> T:
-        """Make one request and return its answer."""
+        """Make one request and return its answer, which may be held back for `held_s`."""
         ask = asking.Ask(method, path, kind, body, dict(query or {}))
-        async with _failing_here(), agent_http() as http:
-            answer = await http.request(
-                method, self.base_url + path, params=ask.query, content=ask.content(),
-                headers={"Content-Type": "application/json", **self.headers()},
-            )  # fmt: skip
-            return ask.taken(answer.status_code, answer.headers, answer.content)
+        return await _asked(self.base_url, ask, self.headers(), held_s)
 
 
 class LLM:
@@ -85,7 +82,8 @@ class LLM:
     ) -> dict[str, Any]:
         """Return a completion as OpenAI shapes it; `more` are its other parameters."""
         body = _chat(model, messages, more)
-        return await self._client.ask("POST", "/v1/chat/completions", dict[str, Any], body)
+        path = "/v1/chat/completions"
+        return await self._client.ask("POST", path, dict[str, Any], body, held_s=MODEL_S)
 
     async def chat_completions_stream(
         self, model: str, messages: Sequence[Any], **more: Any
@@ -97,8 +95,8 @@ class LLM:
         parser = SSEParser()
         async with (
             _failing_here(),
-            agent_http() as http,
-            http.stream("POST", url, json=body, headers=headers, timeout=MODEL_S) as answer,
+            agent_http(MODEL_S) as http,
+            http.stream("POST", url, json=body, headers=headers) as answer,
         ):
             if answer.status_code != httpx.codes.OK:
                 raise api_error(answer.status_code, answer.headers, await answer.aread())
@@ -138,8 +136,9 @@ class Tools:
     async def wait(self, tool_call_id: str, timeout_ms: int = WAIT_MS) -> ToolResult:
         """Wait for the end of a call, at most 50 s; pending where it is not there by then."""
         path = f"/v1/tool_calls/{part(tool_call_id)}/wait"
-        body = {"timeout_ms": min(timeout_ms, WAIT_MS)}
-        found = await self._client.ask("POST", path, ToolResult, body)
+        held_ms = min(timeout_ms, WAIT_MS)
+        body = {"timeout_ms": held_ms}
+        found = await self._client.ask("POST", path, ToolResult, body, held_s=held_ms / 1000)
         return found if found.tool_call_id else msgspec.structs.replace(
             found, tool_call_id=tool_call_id
         )  # fmt: skip
@@ -184,8 +183,12 @@ class Agents:
             base_url=self._client.base_url, agent_id=agent_id, body=body,
             key=idempotency_key, attempt=1, headers=self._client.headers(),
         )  # fmt: skip
-        async with _failing_here(), agent_http() as http:
-            async for frame in ChildRun(lambda: http, sending).frames():
+        async with (
+            _failing_here(),
+            agent_http() as http,
+            aclosing(ChildRun(lambda: http, sending).frames()) as frames,
+        ):
+            async for frame in frames:
                 yield {"event": frame.event, "data": frame.data}
 
     async def list_agents(self, capability: str | None = None) -> list[dict[str, Any]]:
@@ -224,10 +227,17 @@ async def register_agent(
     Raises PlatformError.
     """
     ask = asking.register(agent_id, name, endpoint, fields)
-    async with _failing_here(), agent_http() as http:
+    return await _asked(base_url.rstrip("/"), ask, asking.headers(api_key))
+
+
+async def _asked(
+    base_url: str, ask: asking.Ask[T], headers: Mapping[str, str], held_s: float = 0.0
+) -> T:
+    """Make one request; an answer that is held back is waited for as much longer."""
+    async with _failing_here(), agent_http(held_s) as http:
         answer = await http.request(
-            ask.method, base_url.rstrip("/") + ask.path, content=ask.content(),
-            headers=asking.headers(api_key),
+            ask.method, base_url + ask.path, params=ask.query, content=ask.content(),
+            headers={"Content-Type": "application/json", **headers},
         )  # fmt: skip
         return ask.taken(answer.status_code, answer.headers, answer.content)
 

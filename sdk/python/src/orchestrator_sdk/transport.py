@@ -11,6 +11,7 @@ import msgspec
 
 from orchestrator_sdk.errors import APIError, ConnectionLost, OrchestratorError
 
+SILENCE_S: Final = 45.0
 FIRST_S: Final = 0.1
 MOST_S: Final = 5.0
 RETRY_AFTER_MAX_S: Final = 60.0
@@ -27,7 +28,7 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
 
     connect: float = 5.0
     answer: float = 30.0
-    silence: float = 45.0
+    silence: float = SILENCE_S
     give_up: float = 120.0
 
     def of_requests(self) -> httpx.Timeout:
@@ -85,6 +86,10 @@ def tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def agent_http() -> httpx.AsyncClient:
-    """Return connections for calls from within an agent: a child may think for long."""
-    return httpx.AsyncClient(timeout=Timeouts().of_streams(), verify=tls())
+def agent_http(held_s: float = 0.0) -> httpx.AsyncClient:
+    """Return connections for calls from within an agent; an answer may be held back for `held_s`.
+
+    A child may think for long, but its stream says that it lives.
+    """
+    patient = Timeouts(silence=SILENCE_S + held_s)
+    return httpx.AsyncClient(timeout=patient.of_streams(), verify=tls())
