@@ -164,8 +164,11 @@ async def test_nobody_there_is_said_once_patience_is_over() -> None:
             await client.agents()
         with pytest.raises(ConnectionLost):
             await client.attach("run_none").result()
-    with Client(url, timeouts=AT_ONCE) as plain, pytest.raises(ConnectionLost):
+    secret = url.replace("//", "//me:hunter2@")
+    with Client(secret, timeouts=AT_ONCE) as plain, pytest.raises(ConnectionLost) as lost:
         plain.attach("run_none").result()
+    assert f"the orchestrator at {url} did not answer" in str(lost.value)
+    assert "hunter2" not in str(lost.value)
 
 
 async def test_another_server_is_recognised_and_a_bad_address_refused() -> None:
@@ -179,8 +182,18 @@ async def test_another_server_is_recognised_and_a_bad_address_refused() -> None:
         assert other.value.code == "not_found"
         with pytest.raises(ProtocolError):
             await client.ask(_health_as_run())
-    with pytest.raises(ValueError, match="address"):
-        Client("localhost:8080")
+    for bad in ("localhost:8080", "http://", "ftp://there", "http://there/?a=b", "http://[::1"):
+        with pytest.raises(ValueError, match="is not the address of an orchestrator"):
+            Client(bad)
+
+
+async def test_a_key_from_a_file_is_taken_and_none_at_all_is_shown_to_nobody() -> None:
+    with Client("http://there", "ok_1\n") as client:
+        assert client.http.headers["authorization"] == "Bearer ok_1"
+    for bad in ("canary\nok_2", "cänary"):
+        with pytest.raises(ValueError, match="the key has a character") as refused:
+            Client("http://there", bad)
+        assert "nary" not in str(refused.value)
 
 
 def _health_as_run() -> Any:

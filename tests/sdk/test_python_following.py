@@ -17,6 +17,7 @@ from orchestrator_sdk.sse import LINE_MAX, SSEParser
 from orchestrator_sdk.transport import MOST_S, RETRY_AFTER_MAX_S, Patience
 
 STREAM = {"content-type": "text/event-stream; charset=utf-8"}
+ASKED = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
 PIECES = ["event: a", "event:", "data: x", "data:", "data: ü\u2028", "id: 7.1", "id", ":c",
           "retry: 5", "other: 1", "\n", "\r", "\r\n", "\n\n", "\r\r", "\ufeff"]  # fmt: skip
 
@@ -51,14 +52,14 @@ def frame(seq: int, type: str = "agent_stream_delta", mark: str = "", **payload:
 
 def test_what_was_seen_does_not_come_again_and_the_cursor_is_the_servers() -> None:
     reader = Following("run_1")
-    assert reader.request() == ({}, {"Accept": "text/event-stream"})
+    assert reader.request() == ({}, ASKED)
     assert reader.opened(200, STREAM)
     assert [e.text for e in reader.feed(frame(1, text="a") + frame(2, text="b")[:-1])] == ["a"]
     assert reader.request()[1]["Last-Event-ID"] == "1"
     reader.opened(200, STREAM)
     found = reader.feed(frame(1, text="a") + frame(2, mark=".3", text="b"))
     assert [e.text for e in found] == ["b"]
-    assert reader.request() == ({}, {"Accept": "text/event-stream", "Last-Event-ID": "2.3"})
+    assert reader.request() == ({}, ASKED | {"Last-Event-ID": "2.3"})
 
 
 def test_a_bare_seq_is_asked_for_as_todays() -> None:
@@ -114,14 +115,19 @@ def test_a_stream_that_is_none_of_ours_is_refused(data: bytes) -> None:
         reader.feed(data)
 
 
-def test_waits_grow_are_bounded_and_follow_the_servers_wish() -> None:
+def test_waits_grow_are_bounded_and_follow_the_servers_wish(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     patience = Patience(1000.0)
-    waits = [patience.after(None) for _ in range(30)]
+    waits = [patience.after(OSError("refused")) for _ in range(30)]
     assert waits[0] <= 0.1 < waits[6]
     assert max(waits) <= MOST_S
     assert min(waits[10:]) >= MOST_S / 2
+    [told] = caplog.messages
+    assert told.startswith("the orchestrator did not answer for ")
+    assert told.endswith(" (OSError: refused); trying again for 1000 s")
     patience.progressed()
-    assert patience.after(None) <= 0.1
+    assert patience.after(OSError()) <= 0.1
     busy = api_error(429, {"retry-after": "7"}, b'{"error":"full","code":"queue_full"}')
     assert isinstance(busy, QueueFull)
     assert (busy.retryable, patience.after(busy)) == (True, 7.0)
@@ -148,6 +154,8 @@ def test_refusals_are_told_apart_by_code_then_by_status() -> None:
         "<html>bad gateway</html>",
     )
     assert api_error(500, {}, b"").message == "the server answered 500"
+    moved = api_error(301, {"location": "https://there/"}, b"<html>moved</html>")
+    assert "redirects to https://there/" in moved.message
 
 
 def test_a_secret_shows_itself_only_when_asked() -> None:

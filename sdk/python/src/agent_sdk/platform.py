@@ -15,7 +15,7 @@ from orchestrator_sdk.asking import given, part
 from orchestrator_sdk.calling import ChildRun, Sending
 from orchestrator_sdk.errors import OrchestratorError, api_error
 from orchestrator_sdk.frames import Content
-from orchestrator_sdk.sse import SSEParser
+from orchestrator_sdk.sse import STREAM, SSEParser
 from orchestrator_sdk.transport import agent_http
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class LLM:
         """Yield the chunks of a completion; raises PlatformError when it breaks off."""
         body = _chat(model, messages, {**more, "stream": True})
         url = self._client.base_url + "/v1/chat/completions"
-        headers = {**self._client.headers(), "Accept": "text/event-stream"}
+        headers = self._client.headers() | STREAM
         parser = SSEParser()
         async with (
             _failing_here(),

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final, Generic, TypedDict, TypeVar
 from urllib.parse import quote
 
@@ -44,10 +45,15 @@ class Ask(msgspec.Struct, Generic[T], frozen=True):
 
 
 def headers(key: str | Secret | None) -> dict[str, str]:
-    """Return what every request carries."""
+    """Return what every request carries; raises ValueError for a key that no header can carry."""
     shown = secret(key)
     common = {"Content-Type": "application/json", "Accept": "application/json"}
-    return common | ({"Authorization": f"Bearer {shown.reveal()}"} if shown else {})
+    if not shown:
+        return common
+    text = shown.reveal().strip()  # a file's last line end is no part of the key in it
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("the key has a character that no key has; was something else pasted?")
+    return common | {"Authorization": f"Bearer {text}"}
 
 
 class Starting(TypedDict, total=False):
@@ -129,7 +135,10 @@ def part(text: str) -> str:
 
 def base(url: str) -> str:
     """Return the address of a server without its last slash; raises ValueError."""
-    parsed = httpx.URL(url)
-    if parsed.scheme not in {"http", "https"} or not parsed.host:
-        raise ValueError(f"{url!r} is not the http(s) address of an orchestrator")
-    return url.rstrip("/")
+    with suppress(httpx.InvalidURL):
+        parsed = httpx.URL(url)
+        if parsed.scheme in {"http", "https"} and parsed.host and not parsed.query:
+            return url.partition("#")[0].rstrip("/")
+    raise ValueError(
+        f"{url!r} is not the address of an orchestrator, such as http://localhost:8080"
+    )

@@ -7,13 +7,13 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from orchestrator_sdk import asking, following
+from orchestrator_sdk import asking, following, transport
 from orchestrator_sdk.errors import APIError
 from orchestrator_sdk.frames import Content
 from orchestrator_sdk.reading import Reading
 from orchestrator_sdk.secret import Secret
 from orchestrator_sdk.shapes import AgentInfo, EventPage, MessagePage, RunEvent, RunInfo, RunResult
-from orchestrator_sdk.transport import Patience, Timeouts, tls
+from orchestrator_sdk.transport import Timeouts
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class AsyncClient:
             base_url=asking.base(url),
             headers=asking.headers(key),
             timeout=self.timeouts.of_requests(),
-            verify=tls(),
+            verify=transport.tls(),
         )
 
     async def __aenter__(self) -> Self:
@@ -107,7 +107,7 @@ class AsyncClient:
 
     async def ask(self, ask: asking.Ask[T]) -> T:
         """Make a request, again and again where that may help."""
-        patience = Patience(self.timeouts.give_up)
+        patience = transport.patience(self.http, self.timeouts)
         while True:
             try:
                 answer = await self.http.request(

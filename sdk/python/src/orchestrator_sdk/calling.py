@@ -16,7 +16,7 @@ from orchestrator_sdk.errors import (
     ended_badly,
 )
 from orchestrator_sdk.frames import ENDING, Content, text_of
-from orchestrator_sdk.sse import SSEParser
+from orchestrator_sdk.sse import STREAM, SSEParser
 
 
 class Sending(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +98,7 @@ class ChildRun:
 
     async def _one(self, key: str | None, *, unheard: bool) -> AsyncGenerator[ChildFrame, None]:
         url = f"{self._sending.base_url}/v1/agents/{part(self._sending.agent_id)}/invoke"
-        headers = {**self._sending.headers, "Accept": "text/event-stream"}
+        headers = self._sending.headers | STREAM
         body = self._sending.request(key)
         try:
             async with self._http().stream("POST", url, json=body, headers=headers) as answer:

@@ -242,6 +242,8 @@ def api_error(status: int, headers: Mapping[str, str], body: bytes) -> APIError:
         inner = inner.get("message")
     code = said.get("code") if isinstance(said.get("code"), str) else None
     text = inner if isinstance(inner, str) else body[:_SAID_MAX].decode("utf-8", "replace")
+    if elsewhere := headers.get("location"):
+        text = f"this is not the server's address, it redirects to {elsewhere}: use that one"
     known = APIError.by_code.get(code or "") or APIError.by_status.get(status, APIError)
     details = said.get("details")
     return known(

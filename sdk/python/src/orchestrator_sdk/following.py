@@ -9,7 +9,7 @@ from orchestrator_sdk.asking import part
 from orchestrator_sdk.errors import ProtocolError, api_error, ended_badly
 from orchestrator_sdk.frames import Content
 from orchestrator_sdk.shapes import LOG_RESET, TERMINAL, RunEvent, RunInfo, RunResult
-from orchestrator_sdk.sse import SSEEvent, SSEParser
+from orchestrator_sdk.sse import STREAM, SSEEvent, SSEParser
 
 OK: Final = 200
 SEEN: Final = 204
@@ -44,10 +44,9 @@ class Following:
 
         The id of the last event knows of which log it is; a bare seq is one of today's.
         """
-        headers = {"Accept": EVENT_STREAM}
         if self._id:
-            return {}, headers | {"Last-Event-ID": self._id}
-        return ({"after_seq": str(self.seq)} if self.seq else {}), headers
+            return {}, STREAM | {"Last-Event-ID": self._id}
+        return ({"after_seq": str(self.seq)} if self.seq else {}), STREAM
 
     def opened(self, status: int, headers: Mapping[str, str], body: bytes = b"") -> bool:
         """Take the head of an answer; return whether a stream follows. Raises APIError."""

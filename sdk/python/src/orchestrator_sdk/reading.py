@@ -6,7 +6,7 @@ import httpx
 
 from orchestrator_sdk.following import Following
 from orchestrator_sdk.shapes import RunEvent
-from orchestrator_sdk.transport import Patience, Timeouts
+from orchestrator_sdk.transport import Timeouts, patience
 
 
 class Reading:
@@ -20,7 +20,7 @@ class Reading:
         after_seq: int,
     ) -> None:
         self.following = Following(run_id, after_seq)
-        self.patience = Patience(timeouts.give_up)
+        self.patience = patience(http, timeouts)
         self._http = http
         self._timeouts = timeouts
         self._ready: deque[RunEvent] = deque()

@@ -8,6 +8,8 @@ import msgspec
 
 from orchestrator_sdk.errors import ProtocolError
 
+STREAM: Final = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
+"""Headers that ask for an event stream, and for one that no proxy on the way compresses."""
 COMMENT: Final = b": keep-alive\n\n"
 LINE_MAX: Final = 16 << 20
 """Characters of a line; a longer one is an error and not a promise of memory."""

@@ -1,5 +1,6 @@
 """Connections, their clocks, and when a failed request is worth another try."""
 
+import logging
 import secrets
 import ssl
 import time
@@ -11,9 +12,13 @@ import msgspec
 
 from orchestrator_sdk.errors import APIError, ConnectionLost, OrchestratorError
 
+log = logging.getLogger("orchestrator_sdk")
+
 SILENCE_S: Final = 45.0
 FIRST_S: Final = 0.1
 MOST_S: Final = 5.0
+TELL_AT: Final = 5
+"""The failure in a row at which a caller is told what is waited for: after a second or two."""
 RETRY_AFTER_MAX_S: Final = 60.0
 """The longest wait that a server may ask for; a longer one counts as this."""
 
@@ -43,8 +48,9 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
 class Patience:
     """Decides how long to wait after a failure, and when to give up."""
 
-    def __init__(self, give_up_s: float) -> None:
+    def __init__(self, give_up_s: float, where: str = "the orchestrator") -> None:
         self._give_up_s = give_up_s
+        self._where = where
         self._failures = 0
         self._since = 0.0
 
@@ -52,10 +58,10 @@ class Patience:
         """Begin anew: something came."""
         self._failures = 0
 
-    def after(self, error: Exception | None) -> float:
+    def after(self, error: Exception) -> float:
         """Return how many seconds to wait; raises what ends the waiting.
 
-        None stands for a stream that broke off. The wait doubles from 0.1 s to 5 s, less a random
+        The wait doubles from 0.1 s to 5 s, less a random
         part so that many callers do not return in the same moment.
         """
         if isinstance(error, APIError) and not error.retryable:
@@ -69,15 +75,25 @@ class Patience:
         delay = max(delay, min(wish or 0.0, RETRY_AFTER_MAX_S))
         waited = time.monotonic() - self._since
         if waited + delay > self._give_up_s:
-            raise _gave_up(error, waited) from error
+            raise self._gave_up(error, waited) from error
+        if self._failures == TELL_AT:
+            left_s = self._give_up_s - waited
+            log.warning("%s; trying again for %.0f s", self._said(error, waited), left_s)
         return delay
 
+    def _gave_up(self, error: Exception, waited_s: float) -> OrchestratorError:
+        return error if isinstance(error, APIError) else ConnectionLost(self._said(error, waited_s))
 
-def _gave_up(error: Exception | None, waited_s: float) -> OrchestratorError:
-    if isinstance(error, APIError):
-        return error
-    said = f"{type(error).__name__}: {error}" if error else "the stream breaks off"
-    return ConnectionLost(f"the orchestrator did not answer for {waited_s:.0f} s ({said})")
+    def _said(self, error: Exception, waited_s: float) -> str:
+        why = f"{type(error).__name__}: {error}"
+        return f"{self._where} did not answer for {waited_s:.0f} s ({why})"
+
+
+def patience(http: httpx.Client | httpx.AsyncClient, timeouts: Timeouts) -> Patience:
+    """Return the patience with a server; its address is told without a password in it."""
+    url = http.base_url
+    where = f"the orchestrator at {url.scheme}://{url.netloc.decode()}"
+    return Patience(timeouts.give_up, where)
 
 
 @cache
