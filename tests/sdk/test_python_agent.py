@@ -121,6 +121,29 @@ async def test_errors_have_a_code_and_leak_nothing(caplog: pytest.LogCaptureFixt
     assert "hunter2" in caplog.text, "who runs the agent can read why"
 
 
+async def test_what_is_no_ordinary_exception_ends_the_run_as_well(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def waits_in_vain(_: Context) -> str:
+        never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        never.cancel()
+        return await never
+
+    async def exits(_: Context) -> str:
+        sys.exit(3)
+
+    async def calls(ctx: Context) -> str:
+        return await ctx.call("other", "x")
+
+    wrong = {"CancelledError": waits_in_vain, "SystemExit": exits, "OrchestratorError": calls}
+    for named, handler in wrong.items():
+        async with serving(Agent("wrong", handler)) as url:
+            [(event, data)] = await answer(url)
+        assert (event, data["code"]) == ("error", "agent_error")
+        assert named in data["message"]
+    assert "did not come through the orchestrator" in caplog.text
+
+
 async def test_the_context_carries_the_invocation() -> None:
     seen: list[Context] = []
 

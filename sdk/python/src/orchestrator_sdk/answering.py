@@ -105,12 +105,19 @@ class _Stream:
                 await self._say(Done())
         except AgentError as error:
             await self._write(frames.failed(error.code, error.message))
-        except Exception as error:
-            log.exception("the agent failed in run %s", self._ctx.run_id)
-            said = f"the agent failed with {type(error).__name__}; its own log says more"
-            await self._write(frames.failed(AgentError.code, said))
+        except asyncio.CancelledError as error:
+            if _is_being_cancelled():
+                raise
+            await self._fail(error)  # something that the agent waited for was cancelled
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # an exit ends this run alone
+            await self._fail(error)
         finally:
             await self._ctx.aclose()
+
+    async def _fail(self, error: BaseException) -> None:
+        log.error("the agent failed in run %s", self._ctx.run_id, exc_info=error)
+        said = f"the agent failed with {type(error).__name__}; its own log says more"
+        await self._write(frames.failed(AgentError.code, said))
 
     async def _said_all(self, answer: Any) -> bool:
         """Say what comes; return whether that included the end."""
@@ -160,6 +167,11 @@ def closable(pieces: Any) -> AsyncGenerator[Any, None]:
 async def _generated(pieces: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
     async for piece in pieces:
         yield piece
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _cancelled_by_leaving(receive: Receive, agent: asyncio.Task[None]) -> None:

@@ -9,6 +9,7 @@ import msgspec
 
 from orchestrator_sdk import frames
 from orchestrator_sdk.calling import ChildRun, Sending
+from orchestrator_sdk.errors import OrchestratorError
 from orchestrator_sdk.frames import Content
 from orchestrator_sdk.secret import Secret, secret
 from orchestrator_sdk.transport import agent_http
@@ -93,6 +94,11 @@ class Context:
         that is asked again meets its child's earlier answer and not a second child. Where the order
         of calls varies, `key` names the call instead.
         """
+        if not self.platform_base_url:
+            raise OrchestratorError(
+                "this invocation did not come through the orchestrator, so no other agent can be "
+                "called: X-Platform-Base-URL is missing"
+            )
         self._calls += 1
         named = f"{self.run_id}:{key or f'call-{self._calls}'}"
         if len(named) > KEY_MAX - len(":again-") - len(str(self.attempt)):
