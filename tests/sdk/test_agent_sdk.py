@@ -191,6 +191,21 @@ async def test_an_old_agent_runs_calls_and_reads_on_the_new_platform(server: str
     assert "agent_called_child" in {event.type for event in events}
 
 
+async def test_an_agent_that_streams_nothing_is_heard_at_its_end(server: str) -> None:
+    @create_agent("late", "Late")
+    async def late(ctx: InvokeContext) -> AsyncIterator[str]:
+        yield SSEResponse(ctx.run_id).done("All at once")
+
+    async with served(server) as here:
+        handle = await here.run(late.core())
+        assert [words async for words in handle.deltas()] == ["All at once"]
+        found = here.client.attach(handle.run_id)
+        events = [event async for event in found]
+        assert not any(event.text for event in events), "the log has no word of it"
+        later = here.client.attach(handle.run_id, after_seq=1)
+        assert [words async for words in later.deltas()] == [], "it may have spoken before"
+
+
 async def test_an_agent_is_registered_by_hand(server: str) -> None:
     async with serving(Echo().core()) as url:
         said = await register_agent(server, "by-hand", "By hand", url, capabilities=["x"])

@@ -49,7 +49,7 @@ async def test_words_become_deltas_and_the_end_is_said() -> None:
     ]
 
 
-async def test_a_returned_text_is_the_message() -> None:
+async def test_a_returned_text_is_the_message_and_its_words() -> None:
     async def whole(ctx: Context) -> str:
         return ctx.text.upper()
 
@@ -57,7 +57,15 @@ async def test_a_returned_text_is_the_message() -> None:
         return None
 
     async with serving(Agent("whole", whole)) as url:
-        assert await answer(url) == [("done", {"final_message": "HELLO"})]
+        said = [("delta", {"text": "HELLO"}), ("done", {"final_message": "HELLO"})]
+        assert await answer(url) == said
+    parts = [{"type": "text", "text": "HEL"}, {"type": "image_url"}, {"type": "text", "text": "LO"}]
+
+    async def in_parts(_: Context) -> Any:
+        return parts
+
+    async with serving(Agent("parts", in_parts)) as url:
+        assert await answer(url) == [said[0], ("done", {"final_message": parts})]
     async with serving(Agent("nothing", nothing)) as url:
         assert await answer(url) == [("done", {})]
 
@@ -247,7 +255,8 @@ async def test_a_comment_is_sent_while_the_agent_thinks() -> None:
             if found.count(b": keep-alive\n\n") > 1:
                 think.set()
     assert found.startswith(b": keep-alive\n\n")
-    assert found.endswith(b'event: done\ndata: {"final_message":"now"}\n\n')
+    assert found.endswith(b'event: delta\ndata: {"text":"now"}\n\n'
+                          b'event: done\ndata: {"final_message":"now"}\n\n')  # fmt: skip
 
 
 async def test_hanging_up_cancels_the_agent_and_its_cleaning_up_runs() -> None:

@@ -150,8 +150,8 @@ class AsyncRunHandle:
     async def deltas(self) -> AsyncGenerator[str, None]:
         """Yield the words of the answer; after an `agent_invoke_retrying` they begin again."""
         async for event in self:
-            if event.text:
-                yield event.text
+            if words := self._reading.words(event):
+                yield words
 
     async def result(self) -> RunResult:
         """Wait for the end; raises RunFailed or RunCancelled."""

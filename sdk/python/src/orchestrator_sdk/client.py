@@ -146,8 +146,8 @@ class RunHandle:
     def deltas(self) -> Generator[str, None, None]:
         """Yield the words of the answer; after an `agent_invoke_retrying` they begin again."""
         for event in self:
-            if event.text:
-                yield event.text
+            if words := self._reading.words(event):
+                yield words
 
     def result(self) -> RunResult:
         """Wait for the end; raises RunFailed or RunCancelled."""

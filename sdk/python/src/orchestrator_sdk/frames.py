@@ -68,7 +68,8 @@ Said: TypeAlias = str | State | Event | Done | Pause | Written
 def written(said: Said, *, spoken: bool = False) -> Iterator[Written]:
     """Yield the frames of what an agent said; raises TypeError for what none can say.
 
-    `spoken` says that words came before, which are the message where it is too long for one frame.
+    `spoken` says that words came before; where none did, the message is also said as words. It is
+    those words where it is too long for one frame.
     """
     match said:
         case str():
@@ -110,9 +111,9 @@ def _texts(parts: Iterable[Any]) -> Iterator[str]:
 
 def _done(done: Done, *, spoken: bool) -> Iterator[Written]:
     final = done.final_message
+    if not spoken:  # who follows the words, as devices do, is told no other text
+        yield from written(text_of(final))
     if isinstance(final, str) and len(final) > PIECE_MAX:
-        if not spoken:
-            yield from written(final)
         final = None
     yield _made("done", _given(final_message=final, usage=done.usage))
 

@@ -1,12 +1,16 @@
 """A run as it is being read: all that both handles do but the reading and waiting itself."""
 
 from collections import deque
+from typing import Final
 
 import httpx
 
 from orchestrator_sdk.following import Following
+from orchestrator_sdk.frames import text_of
 from orchestrator_sdk.shapes import RunEvent
 from orchestrator_sdk.transport import Timeouts, patience
+
+_BEGINNINGS: Final = frozenset({"run_started", "agent_invoke_retrying"})
 
 
 class Reading:
@@ -24,10 +28,25 @@ class Reading:
         self._http = http
         self._timeouts = timeouts
         self._ready: deque[RunEvent] = deque()
+        self._silent = False
 
     def next(self) -> RunEvent | None:
         """Return the next event of those that are here."""
-        return self._ready.popleft() if self._ready else None
+        if not self._ready:
+            return None
+        event = self._ready.popleft()
+        self._silent = (self._silent or event.type in _BEGINNINGS) and not event.text
+        return event
+
+    def words(self, event: RunEvent) -> str:
+        """Return the words in the event that came last.
+
+        An agent that said all of them with its end is heard there, as far as it was followed from
+        its beginning.
+        """
+        if event.type == "agent_invoke_done" and self._silent:
+            return text_of(event.payload.get("final_message"))
+        return event.text
 
     def request(self) -> httpx.Request:
         """Return the request for the stream from here on."""
