@@ -138,6 +138,9 @@ async def test_refusals_are_errors_of_their_own(server: str) -> None:
         assert first.run_id in str(reused.value.details)
         with pytest.raises(InvalidRequest, match="on_busy must be one of enqueue"):
             await client.run("echo", "x", on_busy="whatever")
+        misspelt: dict[str, Any] = {"sesion": "s"}
+        with pytest.raises(TypeError, match="takes no sesion; it takes context, labels, on_busy"):
+            await client.run("echo", "x", **misspelt)
         with pytest.raises(RunNotFound):
             await client.attach("run_none").result()
         await first.result()
@@ -409,6 +412,24 @@ async def test_a_reader_that_is_cut_short_goes_on_where_it_was(server: str) -> N
         assert [event.seq for event in seen] == list(range(1, len(seen) + 1))
         assert await handle.text() == "first second"
         await handle.aclose()
+
+
+async def test_open_streams_keep_nobody_from_a_connection(server: str) -> None:
+    """A client of httpx has a hundred connections unless it is told otherwise."""
+    over = asyncio.Event()
+
+    async def waits(_: Context) -> AsyncIterator[str]:
+        yield "first"
+        await over.wait()
+
+    async with served(server) as here, AsyncClient(server, timeouts=AT_ONCE) as client:
+        await here.add(Agent("waits-for-all", waits))
+        handles = [await client.run("waits-for-all", "x") for _ in range(110)]
+        for handle in handles:
+            assert await anext(handle.deltas()) == "first"
+        assert (await client.get(handles[0].run_id)).status == "RUNNING"
+        over.set()
+        assert {await handle.text() for handle in handles} == {"first"}
 
 
 async def test_cancel_from_another_client(server: str) -> None:

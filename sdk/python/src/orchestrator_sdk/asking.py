@@ -74,7 +74,10 @@ class Starting(TypedDict, total=False):
 def start_run(agent: str, content: Content, how: Starting) -> Ask[shapes.RunInfo]:
     """Return the invocation of an agent; it has a request id, so that it can be repeated."""
     if unknown := how.keys() - Starting.__annotations__.keys():
-        raise TypeError(f"a run has no {', '.join(sorted(unknown))}")
+        raise TypeError(
+            f"run() takes no {', '.join(sorted(unknown))}; it takes "
+            + ", ".join(sorted(Starting.__annotations__))
+        )
     body = {
         **how,
         "session": None,

@@ -33,6 +33,7 @@ class AsyncClient:
             base_url=asking.base(url),
             headers=asking.headers(key),
             timeout=self.timeouts.of_requests(),
+            limits=transport.LIMITS,
             verify=transport.tls(),
         )
 

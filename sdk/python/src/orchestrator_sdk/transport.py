@@ -19,6 +19,8 @@ FIRST_S: Final = 0.1
 MOST_S: Final = 5.0
 TELL_AT: Final = 5
 """The failure in a row at which a caller is told what is waited for: after a second or two."""
+LIMITS: Final = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+"""Each open stream has a connection, and none of them may keep a cancel from getting one."""
 RETRY_AFTER_MAX_S: Final = 60.0
 """The longest wait that a server may ask for; a longer one counts as this."""
 
@@ -108,4 +110,4 @@ def agent_http(held_s: float = 0.0) -> httpx.AsyncClient:
     A child may think for long, but its stream says that it lives.
     """
     patient = Timeouts(silence=SILENCE_S + held_s)
-    return httpx.AsyncClient(timeout=patient.of_streams(), verify=tls())
+    return httpx.AsyncClient(timeout=patient.of_streams(), limits=LIMITS, verify=tls())
