@@ -64,8 +64,11 @@ class _Server(uvicorn.Server):
         """Listen, and say so; a lifespan that failed is an error and no exit."""
         try:
             await super().startup(sockets)
-        except SystemExit as error:
-            raise OrchestratorError("the agent's lifespan failed at the start") from error
+            failed = self.lifespan.should_exit  # all that older ones do
+        except SystemExit:
+            failed = True
+        if failed:
+            raise OrchestratorError("the agent's lifespan failed at the start; its log says why")
         self.ready.set()
 
     def leave(self) -> None:
