@@ -110,6 +110,8 @@ def test_a_stream_that_is_none_of_ours_is_refused(data: bytes) -> None:
     reader = Following("run_1")
     with pytest.raises(ProtocolError):
         reader.opened(200, {"content-type": "text/html"})
+    with pytest.raises(ProtocolError, match="answered in gzip"):
+        reader.opened(200, STREAM | {"content-encoding": "gzip"})
     reader.opened(200, STREAM)
     with pytest.raises(ProtocolError):
         reader.feed(data)

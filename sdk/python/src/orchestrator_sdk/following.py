@@ -57,6 +57,11 @@ class Following:
             raise api_error(status, headers, body)
         if not headers.get("content-type", "").startswith(EVENT_STREAM):
             raise ProtocolError(f"{self.path} was not answered with an event stream")
+        if coding := headers.get("content-encoding"):
+            raise ProtocolError(
+                f"{self.path} was answered in {coding}, which was not asked for: keep what is on "
+                "the way from compressing event streams"
+            )
         self._parser = SSEParser()
         return True
 
