@@ -174,6 +174,9 @@ async def test_an_old_agent_runs_calls_and_reads_on_the_new_platform(server: str
         async for frame in platform.agents.invoke("echo", ctx.input_message.content):
             if frame["event"] == "delta":
                 yield frame["data"]["text"]
+        for whole in (ctx.input_message, {"role": "user", "content": "Hello"}):
+            frames = [frame async for frame in platform.agents.invoke("echo", whole)]
+            assert frames[-1]["data"]["final_message"] == "You said Hello"
         messages = await platform.sessions.get_messages(ctx.session_id)
         yield f" ({messages[-1]['content']})"
         try:

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 import httpx
 import msgspec
 
-from agent_sdk.models import PlatformError, ToolResult
+from agent_sdk.models import Message, PlatformError, ToolResult
 from orchestrator_sdk import asking
 from orchestrator_sdk.answering import speaking
 from orchestrator_sdk.asking import given, part
@@ -168,14 +168,17 @@ class Agents:
     async def invoke(
         self,
         agent_id: str,
-        message: Content,
+        message: Content | Message | Mapping[str, Any],
         *,
         context: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> AsyncIterator[dict[str, Any]]:
-        """Yield the frames of a child run as `{"event", "data"}`, `done` at last."""
+        """Yield the frames of a child run as `{"event", "data"}`, `done` at last.
+
+        `message` is a text, parts, or a whole message such as `ctx.input_message`.
+        """
         body = {
-            "input_message": {"role": "user", "content": message},
+            "input_message": _message(message),
             "parent_run_id": self._client.run_id or None,
             "context": context,
         }
@@ -260,6 +263,10 @@ async def _failing_here() -> AsyncIterator[None]:
 
 def _chat(model: str, messages: Sequence[Any], more: Mapping[str, Any]) -> dict[str, Any]:
     return {**more, "model": model, "messages": [_plain(message) for message in messages]}
+
+
+def _message(said: Content | Message | Mapping[str, Any]) -> Any:
+    return {"role": "user", "content": said} if isinstance(said, str | list) else _plain(said)
 
 
 def _plain(message: Any) -> Any:
