@@ -128,6 +128,13 @@ def test_waits_grow_are_bounded_and_follow_the_servers_wish(
     [told] = caplog.messages
     assert told.startswith("the orchestrator did not answer for ")
     assert told.endswith(" (OSError: refused); trying again for 1000 s")
+    caplog.clear()
+    page = api_error(502, {}, b"<html>bad gateway</html>")
+    down = Patience(1000.0)
+    assert [down.after(page) for _ in range(9)]
+    assert [text.partition("(")[2] for text in caplog.messages] == [
+        "502 error); trying again for 1000 s"
+    ]
     patience.progressed()
     assert patience.after(OSError()) <= 0.1
     busy = api_error(429, {"retry-after": "7"}, b'{"error":"full","code":"queue_full"}')

@@ -88,6 +88,8 @@ class Patience:
 
     def _said(self, error: Exception, waited_s: float) -> str:
         why = f"{type(error).__name__}: {error}"
+        if isinstance(error, APIError):  # whose text may be a page of a proxy
+            why = f"{error.status} {error.code}"
         return f"{self._where} did not answer for {waited_s:.0f} s ({why})"
 
 
