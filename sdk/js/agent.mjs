@@ -9,6 +9,7 @@ const env = globalThis.process?.env ?? {};
 const COMMENT_MS = 15_000;
 const HEARTBEAT_MS = 30_000;
 const GOODBYE_MS = 5000;
+const PIECES = /[^]{1,131072}/gu; // of characters: a line of the protocol has at most 1 MiB
 const JSON_TYPE = { "content-type": "application/json" };
 const SSE_TYPE = { "content-type": "text/event-stream", "cache-control": "no-store" };
 
@@ -18,7 +19,8 @@ const SSE_TYPE = { "content-type": "text/event-stream", "cache-control": "no-sto
  * The agent's function gets an invocation. What it yields is sent: a string is a piece of the
  * answer, `{state, detail?}` what it is doing, `{event, data}` an event of its own, and
  * `{wait_for, state?}` pauses the run. What it returns ends the run: the final message, or
- * `{final_message?, usage?}`. What it throws fails the run, with the error's `code`.
+ * `{final_message?, usage?}`. What it throws fails the run: with its `code` and message where it has
+ * a code of its own, and otherwise only the log of this process says what it was.
  */
 export function agent(answer, { version = "0", capabilities = [] } = {}) {
   return async (request) => {
@@ -51,38 +53,56 @@ function invocation(headers, body, signal) {
 /** Yield the frames of what the agent's function yields, returns and throws. */
 async function* spoken(answer, asked) {
   let steps;
+  let spoken = false;
   try {
     const made = await answer(asked);
     steps = stepsOf(made);
     for (;;) {
       const { value, done } = await steps.next();
-      if (done) return yield frame("done", ending(value));
+      if (done) return yield* ended(value, spoken);
       if (value?.wait_for) return yield frame("pause", value);
-      yield piece(value);
+      spoken ||= typeof value === "string";
+      yield* piece(value);
     }
   } catch (problem) {
-    const code = typeof problem?.code === "string" ? problem.code : "agent_error";
-    yield frame("error", { code, message: String(problem?.message ?? problem) });
+    if (!asked.signal.aborted) yield frame("error", failure(problem));
   } finally {
-    await steps?.return?.();
+    try {
+      await steps?.return?.();
+    } catch (problem) {
+      console.error(problem); // the answer is over: nobody else would hear of it
+    }
   }
 }
 
+function failure(problem) {
+  const { code, message, name = typeof problem } = problem ?? {};
+  if (typeof code === "string") return { code, message: String(message ?? code) };
+  console.error(problem);
+  return { code: "agent_error", message: `the agent failed with ${name}; its own log says more` };
+}
+
 function stepsOf(made) {
-  const iterable = typeof made === "object" && made !== null;
+  const iterable = typeof made === "object" && made !== null && !Array.isArray(made);
   const steps = iterable && (made[Symbol.asyncIterator] ?? made[Symbol.iterator])?.call(made);
   return steps || { next: () => ({ value: made, done: true }) };
 }
 
-function piece(value) {
-  if (typeof value === "string") return frame("delta", { text: value });
-  if (value?.event) return frame(value.event, value.data ?? null);
-  if (value?.state) return frame("state", value);
-  throw new TypeError("yield a string, {state}, {event, data} or {wait_for}");
+function* piece(value) {
+  if (typeof value === "string") {
+    for (const text of value.match(PIECES) ?? [value]) yield frame("delta", { text });
+  } else if (value?.event) yield frame(value.event, value.data ?? null);
+  else if (value?.state) yield frame("state", value);
+  else throw new TypeError("yield a string, {state}, {event, data} or {wait_for}");
 }
 
-function ending(value) {
-  return typeof value === "string" ? { final_message: value } : value ?? {};
+/** Yield the end; a message that is too long for one frame is said in pieces, if it is not yet. */
+function* ended(value, spoken) {
+  const content = typeof value === "string" || Array.isArray(value);
+  const { final_message: message, ...more } = content ? { final_message: value } : value ?? {};
+  const long = typeof message === "string" && message.match(PIECES)?.length > 1;
+  if (long && !spoken) yield* piece(message);
+  yield frame("done", long ? more : { final_message: message, ...more });
 }
 
 function frame(event, data) {
@@ -112,7 +132,7 @@ function streamed(frames, hangUp) {
     },
     cancel() {
       hangUp.abort();
-      frames.return();
+      return frames.return();
     },
   });
 }
@@ -168,7 +188,10 @@ async function enlisted({ orchestratorUrl = env.ORCHESTRATOR_URL, key, ...option
     .catch(() => undefined); // the next one will tell
   await register();
   await beat();
-  const timer = setInterval(beat, HEARTBEAT_MS);
+  let beating = null; // one at a time, however long nobody answers
+  const timer = setInterval(() => {
+    beating ??= beat().finally(() => (beating = null));
+  }, HEARTBEAT_MS);
   return async () => {
     clearInterval(timer);
     stop.abort();
@@ -187,9 +210,13 @@ async function relay(handler, req, res) {
   const response = await handler(asked);
   res.writeHead(response.status, Object.fromEntries(response.headers));
   const reader = response.body.getReader();
-  res.once("close", () => reader.cancel());
+  let goOn = () => undefined;
+  res.on("drain", () => goOn()).once("close", () => {
+    goOn();
+    reader.cancel();
+  });
   for (let part; !(part = await reader.read()).done; ) {
-    if (!res.write(part.value)) await new Promise((go) => res.once("drain", go).once("close", go));
+    if (!res.write(part.value) && !res.destroyed) await new Promise((drained) => { goOn = drained; });
   }
   res.end();
 }

@@ -60,12 +60,74 @@ test("what is thrown fails the run with its code", async () => {
   });
   const error = { code: "no_model", message: "no model" };
   assert.deepEqual(found, [["delta", { text: "I am" }], ["error", error]]);
-  const plain = { code: "agent_error", message: "bad" };
-  assert.deepEqual(await frames(() => Promise.reject(new Error("bad"))), [["error", plain]]);
-  const [[event, { message }]] = await frames(function* () {
-    yield 7;
+});
+
+test("what has no code of its own is told to the log of the agent alone", async (t) => {
+  const told = [];
+  const { error } = console;
+  console.error = (problem) => told.push(problem);
+  t.after(() => (console.error = error));
+  const said = (name) => `the agent failed with ${name}; its own log says more`;
+  for (const [name, answer] of [
+    ["Error", () => Promise.reject(new Error("hunter2"))],
+    ["string", () => Promise.reject("hunter2")],
+    ["undefined", () => Promise.reject()],
+    ["TypeError", function* () { yield 7; }],
+    ["TypeError", function* () { yield { event: "big", data: 7n }; }],
+  ]) {
+    const plain = { code: "agent_error", message: said(name) };
+    assert.deepEqual(await frames(answer), [["error", plain]]);
+  }
+  assert.deepEqual(told.slice(0, 3).map((one) => one?.message ?? one), ["hunter2", "hunter2", undefined]);
+  assert.match(told[3].message, /^yield a string, {state}, {event, data} or {wait_for}$/);
+});
+
+test("content that is a list of parts is a final message, too", async () => {
+  const parts = [{ type: "text", text: "Hello" }];
+  assert.deepEqual(await frames(() => parts), [["done", { final_message: parts }]]);
+  const found = await frames(function* () {
+    yield "Hel";
+    return parts;
   });
-  assert.deepEqual([event, message], ["error", "yield a string, {state}, {event, data} or {wait_for}"]);
+  assert.deepEqual(found, [["delta", { text: "Hel" }], ["done", { final_message: parts }]]);
+});
+
+test("what is too long for one frame is said in pieces, none of which splits a character", async () => {
+  const long = `x${"🌍".repeat(300_000)}`;
+  for (const answer of [() => long, () => ({ final_message: long, usage: {} }), function* () { yield long; },
+    function* () { yield long; return long; }]) {
+    const found = await frames(answer);
+    const words = found.filter(([event]) => event === "delta").map(([, { text }]) => text);
+    assert.equal(words.join(""), long);
+    assert.ok(words.every((text) => text.isWellFormed?.() ?? true));
+    assert.ok(Math.max(...found.map((frame) => Buffer.byteLength(JSON.stringify(frame)))) < 1 << 20);
+    assert.deepEqual(Object.keys(found.at(-1)[1]), "final_message" in Object(answer()) ? ["usage"] : []);
+  }
+});
+
+test("an agent lives on when what cleans up after it throws", async (t) => {
+  const told = [];
+  const { error } = console;
+  console.error = (problem) => told.push(problem.message);
+  t.after(() => (console.error = error));
+  const { url, close } = await serve(async function* ({ text }) {
+    try {
+      if (text === "Hi") yield { wait_for: ["tc_1"] };
+      for (;;) yield "x".repeat(65_536);
+    } finally {
+      throw new Error(`not cleaned up: ${text}`);
+    }
+  }, { port: 0, signals: false, orchestratorUrl: "" });
+  t.after(close);
+  const ask = (content) => fetch(`${url}/invoke`, {
+    method: "POST", body: JSON.stringify({ ...BODY, input_message: { role: "user", content } }),
+  });
+  assert.match(await (await ask("Hi")).text(), /^event: pause\n.*\n\n$/s);
+  const response = await ask("flood"); // more than anybody reads, so that the agent has to wait
+  await response.body.getReader().cancel();
+  while (told.length < 2) await new Promise(setImmediate);
+  assert.deepEqual(told, ["not cleaned up: Hi", "not cleaned up: flood"]);
+  assert.equal((await fetch(`${url}/health`)).status, 200);
 });
 
 test("a pause ends the stream", async () => {
