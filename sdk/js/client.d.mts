@@ -6,13 +6,20 @@ export type Status =
   | "CREATED" | "RUNNING" | "PAUSED_WAITING_TOOL" | "PAUSED_WAITING_APPROVAL"
   | "DONE" | "FAILED" | "CANCELLED";
 
-/** An event of a run's log. */
+export type EventType =
+  | "run_started" | "user_input" | "agent_invoke_started" | "agent_stream_delta" | "agent_state"
+  | "agent_event" | "agent_invoke_done" | "agent_invoke_retrying" | "run_done" | "run_failed"
+  | "run_cancelled" | "run_paused" | "run_resumed" | "agent_called_child" | "llm_call_started"
+  | "llm_call_done" | "tool_call_created" | "policy_decision" | "tool_dispatched" | "tool_request"
+  | "tool_result" | "approval_required" | "approval_decision";
+
+/** An event of a run's log; a newer server may send types that are not listed here. */
 export interface RunEvent {
   event_id: string;
   run_id: string;
   seq: number;
   ts: number;
-  type: string;
+  type: EventType;
   payload: any;
 }
 
@@ -165,7 +172,7 @@ export declare class Run implements AsyncIterable<TailEvent> {
   );
   readonly id: string;
   sessionId: string | null;
-  view: View;
+  readonly view: View;
   readonly text: AsyncGenerator<string, void>;
   [Symbol.asyncIterator](afterSeq?: number): AsyncGenerator<TailEvent, void>;
   result(): Promise<Result>;

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from orchestrator.api import pages
+from orchestrator.core.events import CATALOGUE
 
 from ..processes import ROOT, first_line, request, spawn, until
 
@@ -143,6 +144,13 @@ def test_a_wheel_carries_what_a_server_hands_out() -> None:
     carried = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     assert carried == {f"sdk/js/{name}": f"orchestrator/api/{name}" for name in pages.SDK}
     assert pages.CHECKOUT == SDK
+
+
+def test_the_types_name_every_event() -> None:
+    types = (SDK / "client.d.mts").read_text()
+    listed = re.search(r"^export type EventType =(.*?);$", types, re.MULTILINE | re.DOTALL)
+    assert listed
+    assert re.findall(r'"(\w+)"', listed[1]) == list(CATALOGUE)
 
 
 def test_no_module_needs_another_package() -> None:
