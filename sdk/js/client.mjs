@@ -6,15 +6,15 @@
 const env = globalThis.process?.env ?? {};
 const ENDS = { run_done: "DONE", run_failed: "FAILED", run_cancelled: "CANCELLED" };
 const PASSING = [408, 425, 429, 502, 503, 504];
+const STREAM = "text/event-stream";
 const SILENCE_MS = 45_000; // three comments missed: the connection is dead
-const BACKOFF_MS = 250;
-const BACKOFF_MAX_MS = 15_000;
+const [BACKOFF_MS, BACKOFF_MAX_MS] = [250, 15_000];
 const path = (strings, ...ids) => String.raw({ raw: strings }, ...ids.map(encodeURIComponent));
 
 /** The server said no: `status` of HTTP, stable `code`, and `details` where there are any. */
 export class ApiError extends Error {
   constructor(status, body, retryAfterMs = 0) {
-    super(body.error ?? `the server answered ${status}`);
+    super(body.error?.message ?? body.error ?? `the server answered ${status}`);
     Object.assign(this, { name: "ApiError", status, code: body.code ?? "unknown", retryAfterMs });
     this.details = body.details ?? null;
     this.retryable = body.retryable ?? (!body.code && PASSING.includes(status));
@@ -40,11 +40,8 @@ export class SSEParser {
   retry = null;
   #decoder = new TextDecoder("utf-8", { ignoreBOM: true }); // Node's own handling of it errs
   #begun = false;
-  #rest = "";
   #afterCR = false;
-  #event = "";
-  #data = "";
-  #id = "";
+  #rest = ""; #event = ""; #data = ""; #id = "";
 
   /** Return the events `{event, data, id}` that these bytes complete. */
   feed(bytes) {
@@ -115,14 +112,11 @@ export class Client {
     const where = path`/v1/runs/${runId}/events/stream` + (seq ? `?after_seq=${seq}` : "");
     for await (const frame of this.#follow(where, signal)) {
       const event = JSON.parse(frame.data);
-      if (frame.event === "log_reset") {
-        seq = Math.min(seq, event.after_seq);
-        yield { type: "log_reset", run_id: runId, payload: event };
-      } else if (event.seq > seq) {
-        seq = event.seq;
-        yield event;
-        if (ENDS[event.type]) return;
-      }
+      const reset = frame.event === "log_reset";
+      if (!reset && event.seq <= seq) continue;
+      seq = reset ? Math.min(seq, event.after_seq) : event.seq;
+      yield reset ? { type: "log_reset", run_id: runId, payload: event } : event;
+      if (ENDS[event.type]) return;
     }
   }
 
@@ -189,25 +183,29 @@ export class Client {
   /** Yield the frames of a stream over as many connections as it takes; 204 is the end. */
   async *#follow(where, signal) {
     const patience = new Patience(this, signal);
-    const headers = { ...this.#headers, accept: "text/event-stream" };
+    const headers = { ...this.#headers, accept: STREAM };
     for (;;) {
       const own = new AbortController();
       const end = () => own.abort();
       signal?.addEventListener("abort", end);
       try {
-        const response = await opened(this.url + where, { headers, signal: own.signal });
-        if (response.status === 204) return;
+        const answer = await inTime(opened(this.url + where, { headers, signal: own.signal }), end);
+        if (answer.status === 204) return;
+        if (!answer.headers.get("content-type")?.startsWith(STREAM)) {
+          throw new SyntaxError(`${this.url} sent no event stream; is it an orchestrator?`);
+        }
         patience.since = null;
         const parser = new SSEParser();
-        for await (const bytes of bytesOf(response.body, end)) {
-          for (const frame of parser.feed(bytes)) {
+        const reader = answer.body.getReader();
+        for (let got; !(got = await inTime(reader.read(), end)).done; ) {
+          for (const frame of parser.feed(got.value)) {
             patience.failures = 0;
             if (frame.id) headers["last-event-id"] = frame.id;
             yield frame;
           }
           patience.baseMs = parser.retry ?? patience.baseMs;
         }
-        await patience.after(new TypeError("the stream ended before the run"));
+        throw new TypeError("the stream ended before the run");
       } catch (problem) {
         await patience.after(problem);
       } finally {
@@ -221,8 +219,7 @@ export class Client {
 /** How long and how often to try again: doubling, spread, and not before Retry-After. */
 class Patience {
   baseMs = BACKOFF_MS;
-  failures = 0;
-  since = null;
+  failures = 0; since = null;
 
   constructor({ url, patienceMs }, signal) {
     Object.assign(this, { url, patienceMs, signal });
@@ -231,14 +228,14 @@ class Patience {
   /** Wait before another try; throws what is final, or when patience is over. */
   async after(problem) {
     this.signal?.throwIfAborted();
-    if (problem instanceof ApiError && !problem.retryable) throw problem;
+    const no = problem instanceof ApiError && !problem.retryable;
+    if (no || problem instanceof SyntaxError) throw problem; // another page than ours
     this.since ??= Date.now();
     const full = Math.min(this.baseMs * 2 ** this.failures++, BACKOFF_MAX_MS);
     const wait = Math.max(full * (0.5 + Math.random() / 2), problem.retryAfterMs ?? 0);
     if (Date.now() + wait - this.since > this.patienceMs) {
-      if (problem instanceof ApiError) throw problem;
-      const sentence = `${this.url} did not answer for ${this.patienceMs} ms; is it up?`;
-      throw new ConnectionLost(sentence, { cause: problem });
+      const lost = `${this.url} did not answer for ${this.patienceMs} ms; is it up?`;
+      throw problem instanceof ApiError ? problem : new ConnectionLost(lost, { cause: problem });
     }
     await sleep(wait, this.signal);
     this.signal?.throwIfAborted();
@@ -255,22 +252,20 @@ async function opened(url, init) {
   throw new ApiError(response.status, body ?? {}, ms > 0 ? ms : 0);
 }
 
-/** Yield a body's bytes; `cut` is called when none come for too long. */
-async function* bytesOf(body, cut) {
-  const reader = body.getReader();
-  for (;;) {
-    const timer = setTimeout(cut, SILENCE_MS);
-    const { value, done } = await reader.read().finally(() => clearTimeout(timer));
-    if (done) return;
-    yield value;
-  }
+/** Return what a promise brings; `cut` is called when that takes too long. */
+function inTime(promise, cut) {
+  const timer = setTimeout(cut, SILENCE_MS);
+  return promise.finally(() => clearTimeout(timer));
 }
 
-function sleep(ms, signal) {
-  return new Promise((resolve) => {
-    const timer = setTimeout(resolve, ms);
-    signal?.addEventListener("abort", () => resolve(clearTimeout(timer)), { once: true });
+async function sleep(ms, signal) {
+  let timer, wake;
+  await new Promise((resolve) => {
+    [timer, wake] = [setTimeout(resolve, ms), resolve];
+    signal?.addEventListener("abort", wake);
   });
+  clearTimeout(timer);
+  signal?.removeEventListener("abort", wake);
 }
 
 function mint(prefix) {
@@ -283,8 +278,8 @@ function mint(prefix) {
 export class Run {
   #client;
   #signal;
-  /** What is known of the run so far; see `reduce`. */
-  view = emptyView();
+  #view = emptyView();
+  #own = new Set(); // lists that nobody has seen yet: they may grow as they are
 
   constructor(client, { run_id: id, session_id: sessionId = null }, signal) {
     Object.assign(this, { id, sessionId });
@@ -292,10 +287,16 @@ export class Run {
     this.#signal = signal;
   }
 
+  /** What is known of the run so far; see `reduce`. */
+  get view() {
+    this.#own.clear();
+    return this.#view;
+  }
+
   async *[Symbol.asyncIterator](afterSeq = 0) {
     for await (const event of this.#client.tail(this.id, { afterSeq, signal: this.#signal })) {
-      this.view = reduce(this.view, event);
-      this.sessionId ??= this.view.session_id;
+      this.#view = folded(this.#view, event, this.#own);
+      this.sessionId ??= this.#view.session_id;
       yield event;
     }
   }
@@ -306,16 +307,17 @@ export class Run {
   }
 
   async *#words() {
-    for await (const { type, payload } of this) {
+    for await (const { type, seq, payload } of this) {
       if (type === "agent_stream_delta") yield payload.text;
+      else if (this.#view.pieces.at(-1)?.seq === seq) yield this.#view.text; // said at the end only
     }
     await this.result();
   }
 
   /** Return `{runId, sessionId, finalMessage, text, usage}`; rejects with RunFailed. */
   async result() {
-    while (!this.view.ended_at) for await (const _ of this[Symbol.asyncIterator](this.view.seq));
-    const { error, final_message: finalMessage, usage } = this.view;
+    while (!this.#view.ended_at) for await (const _ of this[Symbol.asyncIterator](this.#view.seq));
+    const { error, final_message: finalMessage, usage } = this.#view;
     if (error) throw new RunFailed(this.id, error.code, error.message);
     const { id: runId, sessionId } = this;
     return { runId, sessionId, finalMessage, text: textOf(finalMessage), usage: usage ?? {} };
@@ -339,15 +341,17 @@ export function emptyView() {
 }
 
 /** Return the view after one more event of the run; doubles and other runs change nothing. */
-export function reduce(view, event) {
+export const reduce = (view, event) => folded(view, event);
+
+function folded(view, event, own) {
   const { type, seq, run_id, payload } = event;
   if (view.run_id && run_id !== view.run_id) return view;
   if (type === "log_reset") return rewound(view, payload.after_seq);
   if (seq <= view.seq) return view;
   const holes = seq > view.seq + 1 ? [...view.holes, [view.seq + 1, seq - 1]] : view.holes;
   const known = Object.hasOwn(FOLD, type);
-  const more = known ? FOLD[type](view, payload, event) : {};
-  const durable_seq = known && !DELTAS.has(type) ? seq : view.durable_seq;
+  const more = known ? FOLD[type](view, payload, event, own) : {};
+  const durable_seq = known && !DELTA.test(type) ? seq : view.durable_seq;
   return { ...view, run_id, holes, ...more, seq, durable_seq };
 }
 
@@ -357,23 +361,29 @@ export function textOf(content) {
   return (content ?? []).map((part) => part.text ?? "").join("");
 }
 
-const DELTAS = new Set([ // what a power loss may take back
-  "agent_stream_delta", "agent_state", "agent_event", "llm_call_started", "llm_call_done",
-]);
+const DELTA = /^(agent_(stream_delta|state|event)|llm_call_\w+)$/; // a power loss may take it back
 const TOKENS = ["prompt_tokens", "completion_tokens", "total_tokens"];
 const MEASURED = ["latency_ms", ...TOKENS, "error", "ttft_ms", "cost", "upstream"];
 const POLICY = { allow: "POLICY_CHECKED", require_approval: "WAITING_APPROVAL", block: "BLOCKED" };
 
-function pick(payload, ...names) {
-  return Object.fromEntries(names.map((name) => [name, payload[name] ?? null]));
-}
+const pick = (payload, ...names) =>
+  Object.fromEntries(names.map((name) => [name, payload[name] ?? null]));
+
+/** Return a fold that adds to a list: to a copy, unless the list is one of `own`. */
+const adding = (name, ...names) => (view, payload, { seq, ts }, own) => {
+  const list = own?.has(view[name]) ? view[name] : [...view[name]];
+  list.push({ seq, ts, ...pick(payload, ...names) });
+  own?.add(list);
+  return { [name]: list };
+};
 
 /** Return what says more of one item of a list, whether that was known or not. */
-const saying = (list, key, names) => (view, payload, fields) => {
+const saying = (list, key, names) => (view, payload, told, fields) => {
   const id = payload[key];
   const known = view[list].some((item) => item[key] === id);
   const all = known ? view[list] : [...view[list], { [key]: id, ...pick({}, ...names) }];
-  return { [list]: all.map((item) => (item[key] === id ? { ...item, ...fields } : item)) };
+  const more = { ...pick(payload, ...told), ...fields };
+  return { [list]: all.map((item) => (item[key] === id ? { ...item, ...more } : item)) };
 };
 const tool = saying("tool_calls", "tool_call_id", [
   "tool_name", "kind", "args", "state", "decision", "reason", "rules", "deadline_ts", "status",
@@ -389,9 +399,8 @@ const llm = saying("llm_calls", "request_id", [
 
 /** Return the attempts, the last of which ends here if it is still open. */
 function closed({ attempts }, ts, fields = {}) {
-  const last = attempts.length - 1;
-  return attempts.map((one, n) =>
-    n === last && one.ended_at === null ? { ...one, ended_at: ts, ...fields } : one);
+  return attempts.map((one) =>
+    one === attempts.at(-1) && one.ended_at === null ? { ...one, ended_at: ts, ...fields } : one);
 }
 
 /** Return what the end of a run changes, however it ended. */
@@ -414,10 +423,9 @@ function rewound(view, seq) {
     return { ...emptyView(), run_id: view.run_id, seq, holes: seq ? [[1, seq]] : [] };
   }
   const undone = pick({}, "done_seq", "ended_at", ...MEASURED);
-  const holes = view.holes.filter(([from]) => from <= seq);
   return {
     ...view, ...kept(view, seq), seq,
-    holes: holes.map(([from, to]) => [from, Math.min(to, seq)]),
+    holes: view.holes.flatMap(([from, to]) => (from > seq ? [] : [[from, Math.min(to, seq)]])),
     llm_calls: view.llm_calls.filter((call) => (call.seq ?? call.done_seq) <= seq)
       .map((call) => (call.done_seq > seq ? { ...call, ...undone } : call)),
   };
@@ -436,15 +444,11 @@ const FOLD = {
       ended_at: null, ...pick({}, "code", "message", "delay_ms"),
     }],
   }),
-  agent_stream_delta: (view, { text }, { seq, ts }) => ({
-    text: view.text + text, pieces: [...view.pieces, { seq, ts, text }],
+  agent_stream_delta: (view, p, event, own) => ({
+    text: view.text + p.text, ...adding("pieces", "text")(view, p, event, own),
   }),
-  agent_state: (view, p, { seq, ts }) => ({
-    states: [...view.states, { seq, ts, ...pick(p, "state", "detail") }],
-  }),
-  agent_event: (view, p, { seq, ts }) => ({
-    agent_events: [...view.agent_events, { seq, ts, ...pick(p, "name", "data") }],
-  }),
+  agent_state: adding("states", "state", "detail"),
+  agent_event: adding("agent_events", "name", "data"),
   agent_invoke_done: (view, p, { ts }) => ({
     ...pick(p, "final_message", "usage"), attempts: closed(view, ts),
   }),
@@ -452,10 +456,12 @@ const FOLD = {
     ...kept(view, p.discard_from_seq - 1),
     attempts: closed(view, ts, pick(p, "code", "message", "delay_ms")),
   }),
-  run_done: (view, p, event) => ({
-    final_message: p.final_message ?? view.final_message, usage: p.usage ?? view.usage,
-    ...ended(view, event),
-  }),
+  run_done: (view, p, event, own) => {
+    const final_message = p.final_message ?? view.final_message;
+    const text = view.text ? "" : textOf(final_message); // of an agent that says it only here
+    const said = text && FOLD.agent_stream_delta(view, { text }, event, own);
+    return { final_message, usage: p.usage ?? view.usage, ...said, ...ended(view, event) };
+  },
   run_failed: (view, p, event) => ({
     error: pick(p, "code", "message"), ...ended(view, event, pick(p, "code", "message")),
   }),
@@ -468,33 +474,27 @@ const FOLD = {
     children: [...view.children, { run_id, agent_id, seq, ts }],
   }),
   llm_call_started: (view, p, { seq, ts }) =>
-    llm(view, p, { ...pick(p, "model", "stream"), seq, started_at: ts }),
-  llm_call_done: (view, p, { seq, ts }) => llm(view, p, {
-    ...pick(p, "model", "stream", ...MEASURED), done_seq: seq, ended_at: ts,
-  }),
-  tool_call_created: (view, p, { ts }) => tool(view, p, {
-    ...pick(p, "tool_name", "kind", "args"), state: "CREATED", created_at: ts,
-  }),
-  policy_decision: (view, p) => tool(view, p, {
-    ...pick(p, "decision", "reason", "rules"), state: POLICY[p.decision] ?? "POLICY_CHECKED",
-  }),
-  tool_dispatched: (view, p) => tool(view, p, { state: p.state }),
-  tool_request: (view, p) => tool(view, p, pick(p, "state", "tool_name", "args", "deadline_ts")),
-  tool_result: (view, p, { ts }) => tool(view, p, {
-    ...pick(p, "status", "state", "result", "error"), ended_at: ts,
-  }),
+    llm(view, p, ["model", "stream"], { seq, started_at: ts }),
+  llm_call_done: (view, p, { seq, ts }) =>
+    llm(view, p, ["model", "stream", ...MEASURED], { done_seq: seq, ended_at: ts }),
+  tool_call_created: (view, p, { ts }) =>
+    tool(view, p, ["tool_name", "kind", "args"], { state: "CREATED", created_at: ts }),
+  policy_decision: (view, p) =>
+    tool(view, p, ["decision", "reason", "rules"], { state: POLICY[p.decision] ?? POLICY.allow }),
+  tool_dispatched: (view, p) => tool(view, p, ["state"]),
+  tool_request: (view, p) => tool(view, p, ["state", "tool_name", "args", "deadline_ts"]),
+  tool_result: (view, p, { ts }) =>
+    tool(view, p, ["status", "state", "result", "error"], { ended_at: ts }),
   approval_required: (view, p, { ts }) => ({
-    ...approval(view, p, {
-      ...pick(p, "tool_call_id", "tool_name", "args_summary", "args", "expires_at"),
-      decision: "PENDING", required_at: ts,
-    }),
-    ...tool(view, p, { state: "WAITING_APPROVAL" }),
+    ...approval(view, p, ["tool_call_id", "tool_name", "args_summary", "args", "expires_at"],
+      { decision: "PENDING", required_at: ts }),
+    ...tool(view, p, [], { state: "WAITING_APPROVAL" }),
   }),
   approval_decision: (view, p, { ts }) => {
-    const said = { ...pick(p, "decision", "reason", "decided_by"), decided_at: ts };
-    const { approvals } = approval(view, p, said);
+    const told = ["decision", "reason", "decided_by"];
+    const { approvals } = approval(view, p, told, { decided_at: ts });
     const { tool_call_id } = approvals.find((one) => one.approval_id === p.approval_id);
     const state = p.decision === "EXPIRED" ? "TIMEOUT" : p.decision;
-    return { approvals, ...(tool_call_id ? tool(view, { tool_call_id }, { state }) : {}) };
+    return { approvals, ...(tool_call_id ? tool(view, { tool_call_id }, [], { state }) : {}) };
   },
 };

@@ -1,9 +1,10 @@
 /** Streams go on after whatever may happen to them: against a server that makes it happen. */
 
 import assert from "node:assert/strict";
+import { getEventListeners } from "node:events";
 import { test } from "node:test";
 
-import { ApiError, Client, ConnectionLost } from "../client.mjs";
+import { ApiError, Client, ConnectionLost, emptyView, reduce } from "../client.mjs";
 import { all, event, framed, json, serving, sse, write } from "./small_server.mjs";
 
 const LOG = [
@@ -126,6 +127,31 @@ test("a server that is away is given up after patienceMs", async (t) => {
     assert.ok(problem instanceof ConnectionLost && problem.cause instanceof Error);
     return true;
   });
+});
+
+test("another page than ours is no stream, and said at once", async (t) => {
+  const page = (res) => res.writeHead(200, { "content-type": "text/html" }).end("<html>");
+  const client = new Client({ url: (await behaving(t, page)).url });
+  await assert.rejects(all(client.tail("run_1")), /sent no event stream; is it an orchestrator/);
+  await assert.rejects(client.agents(), SyntaxError);
+});
+
+test("a signal that outlives many connections is left as it was", async (t) => {
+  const server = await behaving(t, ...LOG.slice(0, 3).map((one) => cutAfter(one)), endAfter(LOG[3]));
+  const { signal } = new AbortController();
+  await all(new Client({ url: server.url }).tail("run_1", { signal }));
+  assert.equal(server.requests.length, 4);
+  assert.deepEqual(getEventListeners(signal, "abort"), []);
+});
+
+test("a view that was looked at does not change any more", async (t) => {
+  const server = await behaving(t, endAfter(...LOG));
+  const run = new Client({ url: server.url }).attach("run_1");
+  const views = [];
+  for await (const { seq } of run) if (seq !== 2) views.push([seq, run.view, JSON.stringify(run.view)]);
+  assert.deepEqual(views.map(([seq, { pieces }]) => [seq, pieces.length]), [[1, 0], [3, 2], [4, 2]]);
+  for (const [, view, before] of views) assert.equal(JSON.stringify(view), before);
+  assert.deepEqual(run.view, LOG.reduce(reduce, emptyView()));
 });
 
 test("a signal ends the reading, also while nothing comes", async (t) => {

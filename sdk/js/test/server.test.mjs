@@ -111,6 +111,7 @@ test("an agent of ours is registered, asked, hung up on, and drained", async () 
   let hungUp;
   const cancelled = new Promise((resolve) => (hungUp = resolve));
   const answer = async function* ({ text, signal, attempt }) {
+    if (text === "brief") return "In one word.";
     if (text === "wait") {
       signal.addEventListener("abort", hungUp);
       yield "waiting";
@@ -129,6 +130,9 @@ test("an agent of ours is registered, asked, hung up on, and drained", async () 
   const { text, usage } = await run.result();
   assert.deepEqual([text, usage.tokens], ["You said Hi 🌍", 3]);
   assert.deepEqual(run.view.states[0].detail, { attempt: 1 });
+  const brief = await client.run(agentId, "brief");
+  assert.deepEqual(await all(brief.text), ["In one word."]);
+  assert.equal(brief.view.text, "In one word.");
   const long = await client.run(agentId, "wait");
   for await (const { type } of long) if (type === "agent_stream_delta") break;
   await long.cancel();

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from orchestrator_sdk.frames import Content
+from orchestrator_sdk.frames import Content, text_of
 from orchestrator_sdk.shapes import LOG_RESET, RunEvent
 
 
@@ -292,7 +292,10 @@ def _invoke_started(view: View, event: RunEvent) -> Changes:
 
 
 def _delta(view: View, event: RunEvent) -> Changes:
-    text = event.payload["text"]
+    return _said(view, event, event.payload["text"])
+
+
+def _said(view: View, event: RunEvent, text: str) -> Changes:
     piece = Piece(seq=event.seq, ts=event.ts, text=text)
     return {"text": view.text + text, "pieces": (*view.pieces, piece)}
 
@@ -320,8 +323,11 @@ def _retrying(view: View, event: RunEvent) -> Changes:
 
 def _done(view: View, event: RunEvent) -> Changes:
     final, usage = event.payload.get("final_message"), event.payload.get("usage")
+    final = view.final_message if final is None else final
+    text = "" if view.text else text_of(final)  # of an agent that says it only here
     return {
-        "final_message": view.final_message if final is None else final,
+        **(_said(view, event, text) if text else {}),
+        "final_message": final,
         "usage": view.usage if usage is None else usage,
         **_ended(view, event, {}),
     }
