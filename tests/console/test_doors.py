@@ -67,6 +67,21 @@ async def test_a_key_is_asked_for_once_and_kept_in_the_tab(
         assert admin not in stage.server.said()
 
 
+async def test_what_can_be_no_key_is_not_sent(
+    tmp_path: Path, program: Callable[[str], Path]
+) -> None:
+    async with staged(tmp_path, program("chromium"), AUTH_MODE="off") as stage, stage.tab() as tab:
+        await tab.open(f"{stage.url}/runs")
+        await tab.see("!document.getElementById('list').hidden")
+        await tab.ask("document.getElementById('door').hidden = false")
+        box = "document.getElementById('door-key')"
+        await tab.ask(f"{box}.focus()")
+        await type_key(tab, "“ok_quoted”")
+        assert await tab.ask(f"[{box}.value, {box}.validity.valid]") == ["“ok_quoted”", False]
+        await tab.ask(f"{box}.value = ' ok_plain '")
+        assert await tab.ask(f"{box}.validity.valid") is True
+
+
 async def test_a_key_that_ends_is_asked_for_again(
     tmp_path: Path, program: Callable[[str], Path]
 ) -> None:

@@ -101,7 +101,7 @@ async def test_a_reader_who_has_scrolled_up_is_left_alone(stage: Stage, tab: Tab
     assert await tab.ask("document.getElementById('output').scrollTop") == 100
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 760, 1280])
 async def test_long_names_and_texts_do_not_overflow(stage: Stage, tab: Tab, width: int) -> None:
     await tab.look(width, 844)
     name, session = "n" * 128, "s" * 256

@@ -65,6 +65,20 @@ async def test_what_an_agent_does_is_said_and_its_last_word_where_it_differs(
     assert "final message" in await tab.text("#output")
 
 
+async def test_a_queued_run_waits_and_says_so(stage: Stage, tab: Tab) -> None:
+    await stage.start("first", session_id="s")
+    run_id = await stage.start("second", session_id="s")
+    await tab.open(stage.page(run_id))
+    await tab.see("document.getElementById('doing').textContent === 'waiting for its turn'")
+    assert await tab.text("#state") == "queued"
+    await tab.see("document.querySelector('#tree li.wait.open .note')?.textContent === 'queued'")
+    stage.say("first", DONE)
+    stage.say("second", DONE)
+    await tab.see(f"{STATE} === 'done'")
+    assert await tab.ask(unseen("#doing"))
+    await tab.see("document.querySelector('#tree li.run')")
+
+
 async def test_a_failed_run_says_what_failed(stage: Stage, tab: Tab) -> None:
     run_id = await stage.start("x")
     stage.words("x", "I am ")

@@ -61,8 +61,9 @@ export function span(ms) {
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-/** Return a state as it is read: `PAUSED_WAITING_TOOL` is “paused, waiting tool”. */
-export const state = (status) => status.toLowerCase().replace("_", ", ").replaceAll("_", " ");
+/** Return a state as it is read: `CREATED` is “queued”, `PAUSED_WAITING_TOOL` “paused, waiting tool”. */
+export const state = (status) =>
+  status === "CREATED" ? "queued" : status.toLowerCase().replace("_", ", ").replaceAll("_", " ");
 
 /** Return the start of a text, cut where it is long. */
 export const cut = (text, length) => (text.length > length ? `${text.slice(0, length)}…` : text);

@@ -10,6 +10,7 @@ import { Words } from "./words.mjs";
 const LOOK_MS = 2_000; // how often the runs below are looked at while any goes on
 const TICK_MS = 250;
 const TITLE = 90;
+const WAITING = { state: "waiting for its turn" };
 const LIGHT = new Set(["agent_stream_delta", "agent_state", "agent_event"]); // kept by us, not by the view
 
 const id = decodeURIComponent(location.pathname.split("/").pop());
@@ -49,6 +50,7 @@ function take(event) {
 function reset(seq) {
   log.forget(seq);
   words.forget(seq);
+  doing = null;
   view = log.events.filter((event) => !LIGHT.has(event.type)).reduce(reduce, emptyView());
   paint();
 }
@@ -63,9 +65,11 @@ const paint = soon(() => {
   const { size, lost } = words;
   at("lost-switch").hidden = !lost;
   at("output-size").textContent = size ? `${count(size)} characters` : "";
-  at("output").classList.toggle("live", !ended());
-  at("doing").hidden = !doing || Boolean(ended());
-  at("doing").textContent = doing ? [doing.state, doing.detail].filter(Boolean).join(" · ") : "";
+  at("output").classList.toggle("live", status() === "RUNNING");
+  at("output").classList.toggle("over", Boolean(ended()));
+  const shown = status() === "CREATED" ? WAITING : ended() ? null : doing;
+  at("doing").hidden = !shown;
+  at("doing").textContent = shown ? [shown.state, shown.detail].filter(Boolean).map(said).join(" · ") : "";
 });
 
 const FACTS = {
@@ -80,6 +84,8 @@ const CHANGING = {
   attempts: () => (view.attempts.length > 1 ? count(view.attempts.length) : ""),
   tokens: () => tokens(view.usage ?? run.usage),
 };
+
+const said = (detail) => (typeof detail === "string" ? detail : JSON.stringify(detail));
 
 function tokens(usage) {
   const said = usage?.total_tokens ?? usage?.tokens;
@@ -102,7 +108,7 @@ function paintHead() {
   const text = textOf(view.input ?? "");
   const title = cut(text.trim().split("\n")[0] || run.agent_id, TITLE);
   if (at("title").textContent !== title) at("title").textContent = title;
-  const shown = view.queued && status() === "CREATED" ? "queued" : state(status());
+  const shown = state(status());
   if (at("state").textContent !== shown) at("state").textContent = shown;
   at("state").className = `state ${status().toLowerCase()}`;
   document.title = `${shown} · ${title}`;

@@ -5,10 +5,15 @@ import { at, count, cut, el, span, state } from "./dom.mjs";
 const ROWS = 120; // rows that are shown unasked
 const TICKS = 4;
 const OPEN = (run) => !run.ended_at;
-const BAD = new Set(["FAILED", "CANCELLED"]);
+const KINDS = {
+  FAILED: "bad", CANCELLED: "bad", CREATED: "wait",
+  PAUSED_WAITING_TOOL: "wait", PAUSED_WAITING_APPROVAL: "wait",
+};
 
 /** Return whether any run of a tree goes on. */
 export const isOpen = (tree) => OPEN(tree.run) || tree.children.some(isOpen);
+
+const isCut = (tree) => tree.has_more || tree.children.some(isCut);
 
 /** Return what this run itself did, as rows. */
 function calls(view, depth) {
@@ -33,7 +38,7 @@ function calls(view, depth) {
 function rows(tree, view, depth = 0) {
   const { run, children } = tree;
   const own = {
-    key: run.run_id, kind: BAD.has(run.status) ? "bad" : depth ? "child" : "run", depth,
+    key: run.run_id, kind: KINDS[run.status] ?? (depth ? "child" : "run"), depth,
     name: run.agent_id, from: run.created_at, to: run.ended_at, status: run.status,
     note: run.error?.code ?? (OPEN(run) ? state(run.status) : ""),
     href: depth ? encodeURIComponent(run.run_id) : null,
@@ -66,7 +71,7 @@ export class Timeline {
     this.#more.textContent = `show all ${count(all.length)}`;
     const start = tree.run.created_at;
     const end = Math.max(start + 1, ...shown.map((row) => row.to ?? Math.max(now, row.from)));
-    at("tree-span").textContent = span(end - start);
+    at("tree-span").textContent = span(end - start) + (isCut(tree) ? " · there are more runs than these" : "");
     this.#ticks(end - start);
     const kept = new Set(shown.map((row) => row.key));
     for (const [key, made] of this.#rows) {
