@@ -19,8 +19,8 @@ const SSE_TYPE = { "content-type": "text/event-stream", "cache-control": "no-sto
  * The agent's function gets an invocation. What it yields is sent: a string is a piece of the
  * answer, `{state, detail?}` what it is doing, `{event, data}` an event of its own, and
  * `{wait_for, state?}` pauses the run. What it returns ends the run: the final message, or
- * `{final_message?, usage?}`. What it throws fails the run: with its `code` and message where it has
- * a code of its own, and otherwise only the log of this process says what it was.
+ * `{final_message?, usage?}`. What it throws fails the run: with its `code` and message where it
+ * has a code of its own, and otherwise only the log of this process says what it was.
  */
 export function agent(answer, { version = "0", capabilities = [] } = {}) {
   return async (request) => {
@@ -30,9 +30,8 @@ export function agent(answer, { version = "0", capabilities = [] } = {}) {
     const body = await request.json().catch(() => null);
     if (!body?.input_message) return json(400, { error: "send input_message in a JSON object" });
     const hangUp = new AbortController();
-    request.signal?.addEventListener("abort", () => hangUp.abort(), { once: true });
     const frames = spoken(answer, invocation(request.headers, body, hangUp.signal));
-    return new Response(streamed(frames, hangUp), { headers: SSE_TYPE });
+    return new Response(streamed(frames, hangUp, request.signal), { headers: SSE_TYPE });
   };
 }
 
@@ -110,11 +109,13 @@ function frame(event, data) {
 }
 
 /** Return a body that sends the frames as they are asked for, and a comment while there is none. */
-function streamed(frames, hangUp) {
+function streamed(frames, hangUp, asked) {
   const encoder = new TextEncoder();
   let timer;
+  const leave = () => hangUp.abort();
   const over = () => {
     clearInterval(timer);
+    asked?.removeEventListener("abort", leave); // some runtimes abort it at a good end, too
     hangUp.signal.removeEventListener("abort", over);
   };
   return new ReadableStream({
@@ -122,6 +123,7 @@ function streamed(frames, hangUp) {
       timer = setInterval(() => out.enqueue(encoder.encode(":\n\n")), COMMENT_MS);
       timer.unref?.(); // a body that nobody reads keeps no process alive
       hangUp.signal.addEventListener("abort", over);
+      asked?.addEventListener("abort", leave);
     },
     async pull(out) {
       const { value, done } = await frames.next();
@@ -216,7 +218,8 @@ async function relay(handler, req, res) {
     reader.cancel();
   });
   for (let part; !(part = await reader.read()).done; ) {
-    if (!res.write(part.value) && !res.destroyed) await new Promise((drained) => { goOn = drained; });
+    const full = !res.write(part.value) && !res.destroyed;
+    if (full) await new Promise((drained) => (goOn = drained));
   }
   res.end();
 }

@@ -3,7 +3,7 @@
  * One file without dependencies, for Node 18 and newer and for browsers; it knows only the wire.
  */
 
-const env = globalThis.process?.env ?? {};
+const env = (name) => { try { return globalThis.process?.env[name]; } catch {} }; // if Deno allows
 const ENDS = { run_done: "DONE", run_failed: "FAILED", run_cancelled: "CANCELLED" };
 const PASSING = [408, 425, 429, 502, 503, 504];
 const STREAM = "text/event-stream";
@@ -79,11 +79,11 @@ export class Client {
   #token;
 
   constructor({ url, key, token, patienceMs = 30_000 } = {}) {
-    const here = url ?? env.ORCHESTRATOR_URL ?? globalThis.location?.origin;
+    const here = url ?? env("ORCHESTRATOR_URL") ?? globalThis.location?.origin;
     this.url = (here ?? "http://localhost:8080").replace(/\/+$/, "");
     this.patienceMs = patienceMs;
     this.#token = token;
-    const credential = token ?? key ?? env.ORCHESTRATOR_KEY;
+    const credential = token ?? key ?? env("ORCHESTRATOR_KEY");
     if (credential) this.#headers.authorization = `Bearer ${credential}`;
   }
 

@@ -181,6 +181,25 @@ test("hanging up aborts the signal and ends the generator", async () => {
   assert.ok(told.aborted);
 });
 
+test("a request's own signal is a hang-up until the answer is over", async () => {
+  for (const early of [true, false]) {
+    const caller = new AbortController();
+    let told;
+    const response = await agent(async function* ({ signal }) {
+      told = signal;
+      yield "Hello";
+      while (early && !signal.aborted) await new Promise(setImmediate);
+    })(new Request(asked(), { signal: caller.signal }));
+    const reader = response.body.getReader();
+    await reader.read();
+    if (early) caller.abort();
+    else while (!(await reader.read()).done);
+    caller.abort();
+    assert.equal(told.aborted, early);
+    await reader.cancel().catch(() => undefined);
+  }
+});
+
 test("other requests are refused", async () => {
   const handler = agent(() => "Hello", { version: "3", capabilities: ["x"] });
   const health = await handler(new Request("http://agent/some/where/health"));
