@@ -13,10 +13,11 @@ import pytest
 from msgspec.structs import replace
 
 from orchestrator.core import ids
+from orchestrator.core.audit import broken
 from orchestrator.core.errors import DatabaseRefused, Unavailable
 from orchestrator.core.events import AgentStreamDelta, draft
-from orchestrator.core.ops import Committed, Guard, Op, Put, Refused
-from orchestrator.core.records import RECORDS, Agent, Message, Run, Session
+from orchestrator.core.ops import Committed, Guard, Insert, Op, Put, Refused
+from orchestrator.core.records import NEXT, RECORDS, Agent, AuditEntry, Message, Run, Session
 from orchestrator.core.states import OPEN, RunState
 from orchestrator.ports import Store
 from orchestrator.stores.postgres import (
@@ -141,6 +142,17 @@ async def test_texts_with_a_nul_are_kept_without_it(store: PostgresStore) -> Non
     assert found is not None
     assert (found.agent_id, found.name) == ("a\ufffdb", "x\ufffd")
     assert await store.count(Agent, ("agent_id", "in", ["a\0b"])) == 1
+
+
+async def test_a_nul_does_not_break_the_chain_of_the_audit_log(store: PostgresStore) -> None:
+    said = AuditEntry(tenant="t\0", seq=NEXT, at=r.AT, actor="me\0", action="a\0", target="\0x")
+    for _ in range(2):
+        await committed(store, Op(writes=(Insert(said),)))
+    found = await store.find(AuditEntry, ("tenant", "=", "t\0"), order="seq")
+    assert [(one.seq, one.actor, one.target) for one in found] == [
+        (1, "me\ufffd", "\ufffdx"), (2, "me\ufffd", "\ufffdx"),
+    ]  # fmt: skip
+    assert broken(found) is None
 
 
 _NEXT = {"$1": "NULL", "$2": "'me'", "$3": "10", "$4": "ARRAY['x']"}

@@ -168,8 +168,10 @@ class Applier:
         match write:
             case Insert(record=AuditEntry() as entry) | Put(record=AuditEntry() as entry):
                 await self._flush()
-                row = await self._db.fetchrow(_LAST_ENTRY, plain(entry.tenant))
-                return replace(write, record=chained(entry, (row[0], row[1]) if row else None))
+                kept = TABLES[AuditEntry].record([*TABLES[AuditEntry].row(entry).values()])
+                row = await self._db.fetchrow(_LAST_ENTRY, kept.tenant)
+                # Over what is kept, not over what was given: a NUL among it is not.
+                return replace(write, record=chained(kept, (row[0], row[1]) if row else None))
             case Insert(record=Message(pos=pos) as said) | Put(record=Message(pos=pos) as said):
                 return replace(write, record=await self._in_place(said)) if pos < 0 else write
             case Patch(kind=kind, changes=changes) if (
