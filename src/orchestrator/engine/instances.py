@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from orchestrator.core import wellness
 from orchestrator.core.errors import AgentFailure, QueueFull, Unavailable
+from orchestrator.core.ops import Delete, Op, Patch
 from orchestrator.core.records import Agent, Instance
 from orchestrator.core.wellness import Known
 from orchestrator.engine.clocks import Switch
@@ -376,12 +377,32 @@ class Instances:
         )
 
     async def changed(self, tenant: str, agent_id: str) -> None:
-        """Look at an agent again that was changed here, at once or as soon as the store answers."""
+        """Look at an agent again that was changed here, at once or as soon as the store answers.
+
+        It drains when all its instances do, also when they were told so at the same moment.
+        """
         key = (tenant, agent_id)
         if (pool := self._pools.get(key)) is not None:
             pool.read_at = float("-inf")
         with suppress(Unavailable):
-            await self.read(key)
+            pool = await self.read(key)
+            agent, all_drain = pool.agent, all(p.instance.draining for p in pool.places.values())
+            if agent is not None and all_drain and not agent.draining:
+                since = {"updated_at": agent.updated_at}
+                await self._store.commit(Op(writes=(Patch(Agent, key, {"draining": True}, since),)))
+
+    async def bury(self, key: Key) -> None:
+        """Forget what is left of an agent that is gone.
+
+        A program of the version before removes the agent's own row alone.
+        """
+        rows = await self._rows(key)
+        if not rows or await self._store.get(Agent, *key, deciding=True) is not None:
+            return
+        for row in rows:
+            one, seen = (*key, row.instance_id), {"updated_at": row.updated_at}
+            still = Patch(Instance, one, seen, where=seen, required=True)
+            await self._store.commit(Op(writes=(still, Delete(Instance, one))))
 
     def pool(self, key: Key) -> Pool | None:
         """Return what is known of an agent without asking anybody."""

@@ -11,12 +11,11 @@ from orchestrator.core import access, values, wellness
 from orchestrator.core.access import TENANT, Caller
 from orchestrator.core.errors import (
     AgentNotFound,
-    Conflict,
     EgressRefused,
     Forbidden,
     InvalidRequest,
 )
-from orchestrator.core.ops import Delete, Op, Patch, Put, Refused, Write
+from orchestrator.core.ops import Committed, Delete, Op, Patch, Put, Write
 from orchestrator.core.records import Agent, Instance, Retry, Timeouts
 from orchestrator.core.secret import Secret
 from orchestrator.core.wellness import DEFAULT
@@ -104,6 +103,8 @@ class Registry:
         """
         self._check(wanted, by)
         known = await self._store.get(Agent, wanted.tenant, wanted.agent_id, deciding=True)
+        if known is None:
+            await self._instances.bury((wanted.tenant, wanted.agent_id))
         name = wanted.instance_id or DEFAULT
         same = await self._counted(known, name)
         agent = self._agent(wanted, by, name, _scopes(wanted, by, known))
@@ -160,8 +161,9 @@ class Registry:
 
     def _check(self, wanted: Registration, by: Caller) -> None:
         values.name(wanted.agent_id, "agent_id")
-        if len(wanted.instance_id or "") > _INSTANCE_MAX:
-            raise InvalidRequest(f"instance_id may have {_INSTANCE_MAX} characters")
+        instance_id = wanted.instance_id or ""
+        if len(instance_id) > _INSTANCE_MAX or not instance_id.isprintable():
+            raise InvalidRequest(f"instance_id must be 1 to {_INSTANCE_MAX} printable characters")
         _check_owner(wanted.agent_id, by)
         _check_endpoint(wanted.endpoint)
         try:
@@ -238,38 +240,48 @@ class Registry:
     ) -> None:
         """Mark an instance as leaving, or all of them; a later registration brings it back."""
         _check_owner(agent_id, by)
+        while not await self._drained(agent_id, by, instance_id):
+            continue  # it was changed in this very moment: look again
+
+    async def _drained(self, agent_id: str, by: Caller, instance_id: str | None) -> bool:
         agent = await self._known(agent_id, by.tenant)
         instances = await self._instances.rows_of(agent)
         leaving = _named(instances, agent_id, instance_id)
         own = agent.instance_id or DEFAULT
-        writes = [_leaving(one, own=one.instance_id == own) for one in leaving]
+        writes: list[Write] = [_same_own(agent)]
+        writes += [_leaving(one, own=one.instance_id == own) for one in leaving]
         if all(one.draining or one in leaving for one in instances):
-            writes.append(Patch(Agent, (by.tenant, agent_id), {"draining": True}, required=True))
-        await self._carry_out(by, "agent.drain", agent_id, writes, instance_id)
+            writes.append(Patch(Agent, (by.tenant, agent_id), {"draining": True}))
+        return await self._carry_out(by, "agent.drain", agent_id, writes, instance_id)
 
     async def remove(
         self, agent_id: str, by: Caller = _LOCAL, instance_id: str | None = None
     ) -> None:
         """Forget an instance; with the last one, or without an id, the agent. Its runs stay."""
         _check_owner(agent_id, by)
+        while not await self._removed(agent_id, by, instance_id):
+            continue  # the same
+
+    async def _removed(self, agent_id: str, by: Caller, instance_id: str | None) -> bool:
         agent = await self._known(agent_id, by.tenant)
         instances = await self._instances.rows_of(agent)
         leaving = _named(instances, agent_id, instance_id)
         if len(leaving) == len(instances):
             key = (by.tenant, agent_id)
             writes: list[Write] = [Delete(Agent, key, required=True), Delete(Instance, key)]
+            if instance_id is not None:  # and nobody has registered another one meanwhile
+                writes.insert(0, _same_own(agent))
         else:
             writes = removal(agent, instances, leaving)
-        await self._carry_out(by, "agent.remove", agent_id, writes, instance_id)
+        return await self._carry_out(by, "agent.remove", agent_id, writes, instance_id)
 
     async def _carry_out(
         self, by: Caller, action: str, agent_id: str, writes: Sequence[Write], instance: str | None
-    ) -> None:
+    ) -> bool:
+        """Return whether it was done; False when what it was decided on does not hold any more."""
         outcome = await self._audit.carry_out(by, action, agent_id, *writes, instance_id=instance)
         await self._instances.changed(by.tenant, agent_id)
-        if isinstance(outcome, Refused):
-            await self._known(agent_id, by.tenant)
-            raise Conflict(f"agent {agent_id} was changed in this very moment; try again")
+        return isinstance(outcome, Committed)
 
     async def reseal(self, by: Caller) -> Resealed:
         """Seal the stored credentials with the key that seals now: the tenant's, or everybody's.
@@ -303,19 +315,29 @@ class Registry:
 
 
 def removal(agent: Agent, instances: Sequence[Instance], gone: Sequence[Instance]) -> list[Write]:
-    """Return what forgets some of an agent's instances: its own row names one that stays."""
+    """Return what forgets some of an agent's instances: its own row names one that stays.
+
+    It is refused when that one does not stay, so that two who remove the last two leave no agent.
+    """
     writes: list[Write] = [
         Delete(Instance, (one.tenant, one.agent_id, one.instance_id)) for one in gone
     ]
-    if any(one.instance_id == (agent.instance_id or DEFAULT) for one in gone):
-        staying = [one for one in instances if one not in gone]
-        own = max(staying, key=lambda one: one.updated_at)
-        fields = ("instance_id", "endpoint", "version", "operator", "max_concurrency",
-                  "last_heartbeat")  # fmt: skip
-        changes = {field: getattr(own, field) for field in fields}
-        guard = {"instance_id": agent.instance_id}
-        writes.append(Patch(Agent, (agent.tenant, agent.agent_id), changes, guard, required=True))
-    return writes
+    if all(one.instance_id != (agent.instance_id or DEFAULT) for one in gone):
+        return [_same_own(agent), *writes]
+    own = max((one for one in instances if one not in gone), key=lambda one: one.updated_at)
+    fields = ("instance_id", "endpoint", "version", "operator", "max_concurrency",
+              "last_heartbeat", "updated_at")  # fmt: skip
+    changes = {field: getattr(own, field) for field in fields}
+    since = {"created_at": own.created_at}
+    key = (own.tenant, own.agent_id, own.instance_id)
+    stays = Patch(Instance, key, since, where=since, required=True)
+    return [replace(_same_own(agent), changes=changes), stays, *writes]
+
+
+def _same_own(agent: Agent) -> Patch:
+    """Return what refuses the op when another instance has become the agent's own meanwhile."""
+    same = {"instance_id": agent.instance_id, "updated_at": agent.updated_at}
+    return Patch(Agent, (agent.tenant, agent.agent_id), same, where=same, required=True)
 
 
 def _named(

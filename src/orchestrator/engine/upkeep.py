@@ -11,7 +11,7 @@ from orchestrator.core.states import ENDED, OPEN
 from orchestrator.core.wellness import GONE_AFTER_MS, dead, silent_ms
 from orchestrator.engine.family import CALLED, Family
 from orchestrator.engine.heartbeats import Heartbeats
-from orchestrator.engine.instances import Instances
+from orchestrator.engine.instances import AGENTS_MAX, Instances
 from orchestrator.engine.ledger import Ledger
 from orchestrator.engine.limits import EngineSettings
 from orchestrator.engine.registry import removal
@@ -21,6 +21,8 @@ log = get_logger(__name__)
 
 TICK_S = 1.0
 _SWEEP_TICKS = 30
+_BURY_SWEEPS = 120
+"""An hour of sweeps, after which every agent is looked for; only older programs leave anything."""
 _TRIM_BATCH = 100
 _TRIM_ROUNDS = 100
 """Batches of runs retired per sweep; others' commits go between them."""
@@ -42,6 +44,7 @@ class Upkeep:
         self._store = ledger.store
         self._family = Family(ledger)
         self._settings = settings
+        self._sweeps = 0
 
     async def run(self) -> None:
         """Look after things until cancelled; only StoreFailure ends it."""
@@ -103,17 +106,22 @@ class Upkeep:
     async def _remove_dead(self, instances: list[Instance]) -> None:
         """Forget instances that were silent for an hour, and the rows of agents that are gone."""
         now = self._ledger.world.now()
-        silent = {
+        looked_at = {
             (one.tenant, one.agent_id) for one in instances if silent_ms(one, now) > GONE_AFTER_MS
         }
-        for key in silent:
+        if self._sweeps % _BURY_SWEEPS == 0:
+            agents = await self._store.find(Agent, limit=AGENTS_MAX, deciding=True)
+            named = {(one.tenant, one.agent_id) for one in instances}
+            looked_at |= named - {(one.tenant, one.agent_id) for one in agents}
+        self._sweeps += 1
+        for key in looked_at:
             while await self._remove_one(key, now):
                 continue
 
     async def _remove_one(self, key: tuple[str, str], now: int) -> bool:
         agent = await self._store.get(Agent, *key, deciding=True)
         if agent is None:
-            await self._store.commit(Op(writes=(Delete(Instance, key),)))
+            await self._instances.bury(key)
             return False
         own = await self._instances.rows_of(agent)
         gone = dead(own, now)
