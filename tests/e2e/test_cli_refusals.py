@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from secrets import token_hex
 from threading import Thread
 from typing import Any
 
@@ -129,6 +130,21 @@ def test_a_url_that_is_none(tmp_path: Path, url: str) -> None:
 def test_a_port_that_is_none(tmp_path: Path) -> None:
     for words in (("runs", "ls"), ("tail", "r"), ("agents", "ls")):
         assert "HTTP_PORT must be a port" in run(tmp_path, *words, code=2, HTTP_PORT="abc")[1]
+
+
+def test_the_doctor_looks_at_the_key(tmp_path: Path) -> None:
+    path, short = tmp_path / "new.key", tmp_path / "short.key"
+    short.write_text("short")
+    said, _ = run(tmp_path, "doctor", code=0, HTTP_PORT="0", SECRET_KEY_FILE=str(path))
+    assert f"{path} does not exist yet; a start makes it" in said
+    assert not path.exists()
+    for file, why in ((tmp_path / "absent" / "k", "cannot be made"), (short, "at least 32"),
+                      (tmp_path, "cannot be read")):  # fmt: skip
+        said, _ = run(tmp_path, "doctor", code=1, HTTP_PORT="0", SECRET_KEY_FILE=str(file))
+        assert "✗ key: " in said
+        assert why in said
+    said, _ = run(tmp_path, "doctor", code=0, HTTP_PORT="0", SECRET_KEY=token_hex(32))
+    assert "✓ key: SECRET_KEY encrypts credentials" in said
 
 
 def test_the_doctor_begins_with_the_setting_that_is_wrong(tmp_path: Path) -> None:

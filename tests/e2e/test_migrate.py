@@ -92,6 +92,17 @@ def test_an_upgrade_by_hand(operator: Operator, serve: Serve) -> None:
     assert server.stop() == 0
 
 
+def test_the_doctor_upgrades_nothing(operator: Operator) -> None:
+    before = operator.database.read_bytes()
+    said = operator("doctor")
+    assert f"has schema 1; this version has {NEWEST}, and a start brings it there" in said
+    assert "✗ database" in operator("doctor", code=1, MIGRATE="never")
+    assert operator.database.read_bytes() == before
+    assert [path.name for path in operator.folder.iterdir()] == [operator.database.name]
+    operator("migrate", "up")
+    assert "takes a commit" in operator("doctor")
+
+
 def test_programs_read_the_plan_as_json(operator: Operator) -> None:
     backup = f"{operator.database}.before-{NEWEST}"
     planned = operator.json("migrate", "plan")

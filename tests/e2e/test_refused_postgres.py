@@ -185,7 +185,11 @@ def test_the_doctor_names_each_fault(tmp_path: Path, url: str, locked: str) -> N
         assert found[name]["fix"]
 
 
-def test_the_doctor_finds_a_good_database_good(tmp_path: Path, url: str) -> None:
+def test_the_doctor_finds_a_good_database_good(tmp_path: Path, url: str, ask: Ask) -> None:
+    found = findings(run(tmp_path, "doctor", "--json", code=0, DATABASE_URL=url))
+    assert "has no schema yet" in found["database"]["said"]
+    assert ask(TABLES) == []
+    run(tmp_path, "migrate", "up", code=0, DATABASE_URL=url)
     found = findings(run(tmp_path, "doctor", "--json", code=0, DATABASE_URL=url))
     assert found["database"]["said"] == "PostgreSQL takes a commit"
     assert not {"disk", "fsync"} & set(found), "which are those of another machine"

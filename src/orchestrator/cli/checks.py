@@ -20,9 +20,11 @@ from orchestrator import app, telemetry
 from orchestrator.cli import ports, shapes
 from orchestrator.cli.failure import CommandFailed
 from orchestrator.cli.server import Server
-from orchestrator.core.errors import DatabaseRefused, OrchestratorError
+from orchestrator.core.errors import DatabaseRefused, OrchestratorError, SettingsInvalid
+from orchestrator.guards.secretbox import open_box
 from orchestrator.settings import Settings
 from orchestrator.stores.sqlite import holder_of, locate
+from orchestrator.stores.steps import Plan
 
 FILES_NEEDED: Final = 4096
 SLOW_SYNC_MS: Final = 50.0
@@ -47,6 +49,7 @@ async def everything(settings: Settings | None, server: Server | None) -> AsyncI
     if settings is not None:
         yield _port(settings, up=up)
         yield await _database(settings)
+        yield _key(settings)
         if not settings.postgres:
             yield _disk(settings)
             yield _sync(settings)
@@ -101,12 +104,41 @@ async def _database(settings: Settings) -> Check:
             return untried
     telemetry.configure("error", terminal=sys.stderr.isatty())
     try:
+        planned = await app.plan_upgrade(settings)
+        if planned.steps:
+            return _behind(settings, planned)
         await app.try_store(settings)
     except DatabaseRefused as error:
         return Check("database", good=False, said=error.message, fix="DATABASE_URL names another")
     except OrchestratorError as error:
         return Check("database", good=False, said=error.message, fix="look at the disk first")
     return Check("database", good=True, said=f"{name} takes a commit")
+
+
+def _behind(settings: Settings, planned: Plan) -> Check:
+    """Return the finding for a database that lacks steps, which only a start or `up` makes."""
+    has = f"has schema {planned.schema}" if planned.schema else "has no schema yet"
+    said = f"{planned.database} {has}; this version has {planned.known}"
+    if settings.migrate == "start":
+        return Check("database", None, f"{said}, and a start brings it there")
+    said += ", and MIGRATE=never lets no start change it"
+    return Check("database", good=False, said=said, fix="./orchestrator migrate up")
+
+
+def _key(settings: Settings) -> Check:
+    """Look at what encrypts credentials; a file that is not there yet is not made."""
+    path = Path(settings.secret_key_file)
+    if not settings.secret_keys and not path.exists():
+        if os.access(path.parent, os.W_OK | os.X_OK):
+            return Check("key", None, f"{path} does not exist yet; a start makes it")
+        return Check("key", good=False, said=f"{path} is not there and cannot be made",
+                     fix="SECRET_KEY_FILE must be in a folder that can be written")  # fmt: skip
+    try:
+        open_box(settings.secret_keys, path)
+    except SettingsInvalid as error:
+        return Check("key", good=False, said=error.message, fix="docs/settings.md")
+    name = "SECRET_KEY" if settings.secret_keys else path
+    return Check("key", good=True, said=f"{name} encrypts credentials")
 
 
 def _untried(path: str, mode: str) -> Check | None:
