@@ -5,16 +5,19 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from orchestrator.core.events import TERMINAL
 
-from ..processes import free_port, spawn, start_server
+from ..processes import Running, free_port, spawn, start_server
 from ..rigs import Tally
+from ..stores import POSTGRES, SQLITE, Kept, kept_in
 from .load import call
 
 AGENT = Path(__file__).with_name("mortal_agent.py")
@@ -124,8 +127,30 @@ def _judge(agent_id: str, events: list[dict[str, Any]], tally: Tally) -> None:
     assert len(last) >= 5
 
 
+@pytest.fixture(params=[SQLITE, POSTGRES])
+def kept(request: pytest.FixtureRequest) -> Iterator[Kept]:
+    """Hand out a database of each store."""
+    with kept_in(request.param, request) as found:
+        yield found
+
+
+@asynccontextmanager
+async def _servers(folder: Path, kept: Kept) -> AsyncIterator[list[Running]]:
+    """Run one server on a file, or two on a database that they share."""
+    servers: list[Running] = []
+    try:
+        for name in ("one", "other")[: 2 if kept.postgres else 1]:
+            (folder / name).mkdir()
+            started = await asyncio.to_thread(start_server, folder / name, **kept.settings)
+            servers.append(started)
+        yield servers
+    finally:
+        codes = [await asyncio.to_thread(server.stop) for server in servers]
+    assert set(codes) == {0}
+
+
 async def test_runs_survive_agents_that_are_killed(
-    tmp_path: Path, tally: Tally, rounds_of: Callable[[int], int]
+    tmp_path: Path, tally: Tally, rounds_of: Callable[[int], int], kept: Kept
 ) -> None:
     tally.expect("agents killed", "retries elsewhere")
     numbers = iter(range(max(100, rounds_of(500))))
@@ -137,23 +162,20 @@ async def test_runs_survive_agents_that_are_killed(
             _judge(agent_id, await _run(url, agent_id, number), tally)
             tally.round()
 
-    async with _mortals(tmp_path) as mortals:
-        server = await asyncio.to_thread(start_server, tmp_path)
-        try:
-            await _register(server.url, "often", mortals, ATTEMPTS)
-            await _register(server.url, "once", mortals, 1)
-            async with asyncio.TaskGroup() as tasks:
-                slaying = tasks.create_task(_slay(mortals, rnd, tally))
-                async with asyncio.TaskGroup() as callers:
-                    for _ in range(WIDTH):
-                        callers.create_task(caller(server.url))
-                slaying.cancel()
+    async with _mortals(tmp_path) as mortals, _servers(tmp_path, kept) as servers:
+        await _register(servers[0].url, "often", mortals, ATTEMPTS)
+        await _register(servers[-1].url, "once", mortals, 1)
+        async with asyncio.TaskGroup() as tasks:
+            slaying = tasks.create_task(_slay(mortals, rnd, tally))
+            async with asyncio.TaskGroup() as callers:
+                for n in range(WIDTH):
+                    callers.create_task(caller(servers[n % len(servers)].url))
+            slaying.cancel()
+        for server in servers:
             status, agent = await call(server.url, "GET", "/v1/agents/often")
             assert status == 200
             assert {one["in_flight"] for one in agent["instances"]} == {0}
             assert (await call(server.url, "GET", "/health"))[0] == 200
-        finally:
-            assert await asyncio.to_thread(server.stop) == 0
     assert tally.fired["retries elsewhere"] > tally.fired["retries"] / 2
 
 
