@@ -85,9 +85,9 @@ def test_delays_grow_within_their_ceiling(attempt: int, noise: float) -> None:
     delay = backoff.delay_ms(retry, attempt, noise)
     full = min(100 * 2 ** (attempt - 1), 2000)
     assert full // 2 <= delay <= full
-    asked = backoff.delay_ms(retry, attempt, noise, at_least=1_000_000)
-    assert 2000 <= asked <= 2000 + delay / 2 + 1
-    assert asked == 2000 or noise > 0
+    asked = backoff.delay_ms(retry, attempt, noise, at_least=60_000)
+    assert 60_000 <= asked <= 60_000 + delay / 2 + 1
+    assert asked == 60_000 or noise > 0
     assert backoff.delay_ms(retry, attempt, noise, at_least=700) >= 700
 
 
@@ -97,6 +97,13 @@ def test_only_what_the_policy_names_is_retried() -> None:
     assert not backoff.may_retry(retry, 3, "agent_eof", retryable=True)
     assert not backoff.may_retry(retry, 1, "agent_status", retryable=True)
     assert not backoff.may_retry(retry, 1, "agent_eof", retryable=False)
+
+
+def test_a_wait_that_is_too_long_is_not_cut_short_but_left() -> None:
+    retry, longer = Retry(max_attempts=3), Retry(max_attempts=3, max_backoff_ms=600_000)
+    for policy, most in ((retry, 300_000), (longer, 600_000)):
+        assert backoff.may_retry(policy, 1, "agent_status", retryable=True, at_least=most)
+        assert not backoff.may_retry(policy, 1, "agent_status", retryable=True, at_least=most + 1)
 
 
 def _mint() -> Callable[[], str]:

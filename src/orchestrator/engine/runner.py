@@ -277,7 +277,10 @@ def _verdict(
 
 
 def _again(retry: Retry, run: Run, failure: AgentFailure) -> bool:
-    return backoff.may_retry(retry, run.attempt, failure.code, retryable=failure.retryable)
+    return backoff.may_retry(
+        retry, run.attempt, failure.code,
+        retryable=failure.retryable, at_least=failure.retry_after_ms,
+    )  # fmt: skip
 
 
 def _internal(error: Exception) -> Fail:
