@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -211,3 +212,42 @@ def test_a_server_without_keys_refuses_what_a_proxy_passes_on(here: Place, serve
     assert here.json(front.written(f"curl -s KEY {base}/v1/agents")) == {"agents": []}
     start_demo_agent(here)
     follow_word_by_word(front)
+
+
+AGENTS = "http://localhost:8081/v1/agents"
+
+
+@CONFIGURATIONS
+def test_an_agent_comes_and_goes_with_its_own_key(here: Place, server: str) -> None:
+    front = start_server(here)
+    start_demo_agent(here)
+    start_nginx(here, server)
+    admin, made = front.key, MAKE.replace("admin NAME", "agent --agent demo demo")
+    own, other = (
+        here.run(words, ORCHESTRATOR_KEY=admin).strip()
+        for words in (made, made.replace("demo", "else"))
+    )
+
+    def call(words: str, key: str = own) -> dict[str, Any]:
+        """Return what nginx passes back for a call with a key."""
+        said = here.json(f'curl -s -H "Authorization: Bearer {key}" {words}')
+        assert isinstance(said, dict)
+        return said
+
+    beat = f'-X POST {AGENTS}/demo/heartbeat {JSON} -d \'{{"instance_id":"NAME"}}\''
+    for name in ("one", "two"):
+        registered = call(REGISTER.replace("curl -s KEY ", "").replace(
+            '"agent_id"', f'"instance_id":"{name}","agent_id"'))  # fmt: skip
+        assert registered["ok"] is True
+        assert call(beat.replace("NAME", name)) == {"ok": True}
+    assert call(beat, other)["code"] == "forbidden"
+    assert call(beat, "ok_live_wrong")["code"] == "unauthorized"
+    assert call(f"-X POST '{AGENTS}/demo:drain?instance_id=one'") == {"ok": True}
+    shown = call(f"{AGENTS}/demo", admin)["instances"]
+    assert [one["status"] for one in shown] == ["draining", "healthy"]
+    assert call(f"-X DELETE '{AGENTS}/demo?instance_id=two'") == {"ok": True}
+    asked = INVOKE.replace("curl -s KEY ", "").replace("TEXT", "hi")
+    assert call(asked, admin)["code"] == "agent_draining"
+    assert call(f"-X DELETE '{AGENTS}/demo?instance_id=one'") == {"ok": True}
+    assert call(beat)["code"] == "agent_not_found"
+    assert call(AGENTS, admin) == {"agents": []}
