@@ -115,6 +115,7 @@ async def test_each_bad_answer_has_its_one_failure(case: str) -> None:
         failure = await failure_of(http, calling(agent.url))
     assert (failure.code, failure.retryable) == (code, retryable)
     assert words in failure.message
+    assert failure.hung_up is (words == "hung up"), "which speaks against the instance"
     assert len(agent.requests) == 1, "asked exactly once"
 
 

@@ -174,6 +174,7 @@ def test_a_failure_is_forgiven_after_a_while() -> None:
         (AgentFailure("agent_status", "x", http_status=503), True),
         (AgentFailure("agent_status", "x", http_status=429), False),
         (AgentFailure("agent_eof", "x"), False),
+        (AgentFailure("agent_eof", "x", hung_up=True), True),
         (AgentFailure("agent_timeout", "x"), False),
     ],
 )

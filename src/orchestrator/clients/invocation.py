@@ -171,8 +171,10 @@ class FrameStream:
 
 def _failure_of(error: ExchangeFailed) -> AgentFailure:
     code, retryable = _CODES[error.trouble]
-    refused = error.trouble == "refused"
-    return AgentFailure(code, error.message, retryable=retryable, refused=refused)
+    return AgentFailure(
+        code, error.message, retryable=retryable,
+        refused=error.trouble == "refused", hung_up=error.trouble == "hung_up",
+    )  # fmt: skip
 
 
 def _reject(message: str) -> NoReturn:

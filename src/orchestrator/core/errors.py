@@ -222,7 +222,7 @@ class AgentFailure(OrchestratorError):
     `retryable` says whether another attempt could help (the registry's policy decides whether
     one is made); `retry_after_ms` is the agent's own wish, when it sent one, `http_status` its
     answer when that was no 200. `refused` says that our own rules forbade the call: nothing was
-    sent.
+    sent; `hung_up` that the connection ended before the answer was whole.
     """
 
     status = 502
@@ -235,10 +235,12 @@ class AgentFailure(OrchestratorError):
         retryable: bool = True,
         retry_after_ms: int | None = None,
         refused: bool = False,
+        hung_up: bool = False,
         http_status: int | None = None,
     ) -> None:
         super().__init__(message)
         self.refused = refused
+        self.hung_up = hung_up
         self.http_status = http_status
         self.code = code  # type: ignore[misc]  # an agent may have a code of its own
         self.retryable = retryable  # type: ignore[misc]  # the same: decided per failure

@@ -68,7 +68,7 @@ def is_sick(failure: AgentFailure) -> bool:
         return False
     if failure.code == "agent_status":
         return failure.http_status in _SERVER_ERRORS
-    return failure.code in {"agent_unavailable", "agent_first_byte_timeout"}
+    return failure.hung_up or failure.code in {"agent_unavailable", "agent_first_byte_timeout"}
 
 
 def succeeded(known: Known) -> Known:
