@@ -70,3 +70,39 @@ async def test_upkeep_tells_what_a_dead_server_did_not(
         await rig.once(parent, lambda run: run.version > parent.version + 1)
         types = await rig.types(parent)
         assert types.count(TOLD) == 1
+
+
+async def test_a_wide_tree_ends_in_few_commits(tmp_path: Path) -> None:
+    async with running(tmp_path / "o.db", hang) as rig:
+        await rig.register("below")
+        parent = await rig.invoke("parent")
+        await until(lambda: rig.agent.open_now == 1)
+        asked = {"agent_id": "below", "parent_run_id": parent.run_id}
+        children = [await rig.invoke("child", **asked) for _ in range(50)]
+        await until(lambda: rig.agent.open_now == 51)
+        before = rig.engine.stats()["store_commits_total"]
+        await rig.engine.runs.cancel(parent.run_id, "enough")
+        for child in children:
+            assert (await rig.stored(child)).error_message == "parent run cancelled"
+        assert rig.engine.stats()["store_commits_total"] - before < 10
+
+
+async def test_children_are_found_that_a_crash_left_behind_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.engine.upkeep._AT_ONCE", 1)
+
+    async def nothing(*_: object) -> int:
+        return 0
+
+    async with running(tmp_path / "o.db", hang) as rig:
+        living, lost = await rig.invoke("living"), await rig.invoke("lost", session_id="s2")
+        await until(lambda: rig.agent.open_now == 2)
+        spared, orphan = await rig.child(living), await rig.child(lost)
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "end_children", nothing)
+            await rig.engine.runs.cancel(lost.run_id, "and the server dies")
+        assert (await rig.stored(orphan)).status is not RunState.CANCELLED
+        await rig.engine._upkeep.tick(sweep=True)
+        assert (await rig.stored(orphan)).status is RunState.CANCELLED
+        assert (await rig.stored(spared)).status is not RunState.CANCELLED

@@ -7,8 +7,6 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from orchestrator.core.errors import OrchestratorError
-from orchestrator.core.records import Run
-from orchestrator.core.states import OPEN
 from orchestrator.engine.access import Access
 from orchestrator.engine.audit import Audit
 from orchestrator.engine.dispatcher import Dispatcher
@@ -40,7 +38,6 @@ from orchestrator.ports import (
     SecretBox,
     Signer,
     Store,
-    Where,
     World,
 )
 
@@ -133,10 +130,9 @@ class Engine:
 
         A StoreFailure anywhere cancels the body and comes out of the context.
         """
-        store, world = self._outside.store, self._outside.world
-        still_open: Where = ("status", "in", sorted(OPEN))
+        world = self._outside.world
         await patiently(world, self.access.look)
-        self._ledger.open_runs = await patiently(world, store.count, Run, still_open)
+        await patiently(world, self._ledger.count_open)
         async with asyncio.TaskGroup() as tasks:
             background = [
                 tasks.create_task(self._upkeep.run(), name="upkeep"),

@@ -1,8 +1,6 @@
 """Takes an invocation: checks it, makes it a run, and answers the same for the same key."""
 
-import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from hashlib import sha256
 from typing import Any
 
@@ -10,7 +8,7 @@ import msgspec
 
 from orchestrator.core import ids, values
 from orchestrator.core.access import TENANT
-from orchestrator.core.decide import Accept, Cancel
+from orchestrator.core.decide import Accept
 from orchestrator.core.errors import (
     AgentDraining,
     AgentNotFound,
@@ -277,16 +275,7 @@ class Intake:
         )
         find = self._ledger.store.find
         while found := await find(Run, *earlier, order="key", limit=_AT_ONCE, deciding=True):
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    for one in found:
-                        tasks.create_task(self._end(one), name=one.run_id)
-            except ExceptionGroup as failed:
-                raise failed.exceptions[0] from failed
-
-    async def _end(self, run: Run) -> None:
-        with suppress(Conflict):  # it has come to its own end meanwhile
-            await self._ledger.execute(run, Cancel(reason=INTERRUPTED))
+            await self._ledger.end_all(found, INTERRUPTED)
 
 
 def _room(request: Invoke) -> int | None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeAlias, cast
 
 from msgspec.structs import replace
@@ -19,8 +20,8 @@ from orchestrator.core.errors import (
     Unavailable,
 )
 from orchestrator.core.ops import Committed, Guard, Op, Outcome, Refused
-from orchestrator.core.project import project
-from orchestrator.core.records import HEAD, Run
+from orchestrator.core.project import RUN_MAX, project
+from orchestrator.core.records import HEAD, Run, Timer
 from orchestrator.core.states import ENDED, OPEN, RunState
 from orchestrator.engine.patience import patiently, waits
 from orchestrator.ports import Bus, Hint, Store, World
@@ -61,6 +62,15 @@ class Ledger:
         if run is None:
             raise RunNotFound(f"run {run_id} not found")
         return run
+
+    async def count_open(self) -> None:
+        """Count the open runs anew: other servers of the database accept and end them, too.
+
+        Each open run has one timer for its longest life, and those are fewer rows than the runs.
+        """
+        before = self.open_runs
+        counted = await self.store.count(Timer, ("kind", "=", RUN_MAX))
+        self.open_runs += counted - before  # what was accepted or ended here meanwhile stays
 
     async def create(self, run: Run, op: Op) -> Outcome:
         """Commit the acceptance of `run`; a refusal (a taken key) is returned, not raised."""
@@ -132,12 +142,21 @@ class Ledger:
             limit=1000,
             deciding=True,
         )
-        for child in children:
-            try:
-                await self.execute(child, Cancel(reason=f"parent run {parent.status.lower()}"))
-            except Conflict:
-                continue  # it ended by itself meanwhile
+        await self.end_all(children, f"parent run {parent.status.lower()}")
         return len(children)
+
+    async def end_all(self, runs: Sequence[Run], reason: str) -> None:
+        """Cancel runs, all at once, which is one commit as a rule."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for run in runs:
+                    tasks.create_task(self._end(run, reason), name=run.run_id)
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
+
+    async def _end(self, run: Run, reason: str) -> None:
+        with suppress(Conflict):  # it has come to its own end meanwhile
+            await self.execute(run, Cancel(reason=reason))
 
     def publish(self, run: Run, outcome: Committed) -> None:
         hint = Hint(run.run_id, outcome.head, outcome.events)

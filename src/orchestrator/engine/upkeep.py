@@ -15,6 +15,7 @@ from orchestrator.engine.instances import AGENTS_MAX, Instances
 from orchestrator.engine.ledger import Ledger
 from orchestrator.engine.limits import EngineSettings
 from orchestrator.engine.registry import removal
+from orchestrator.ports import Where
 from orchestrator.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -23,6 +24,8 @@ TICK_S = 1.0
 _SWEEP_TICKS = 30
 _BURY_SWEEPS = 120
 """An hour of sweeps, after which every agent is looked for; only older programs leave anything."""
+_AT_ONCE = 500
+"""Children that are read at once."""
 _TRIM_BATCH = 100
 _TRIM_ROUNDS = 100
 """Batches of runs retired per sweep; others' commits go between them."""
@@ -63,6 +66,8 @@ class Upkeep:
             await self._fire(timer)
         await self._heartbeats.flush()
         await self._instances.tick()
+        if not self._store.in_order:  # others may share it
+            await self._ledger.count_open()
         if sweep:
             await self._end_orphans()
             await self._remove_dead(await self._instances.survey())
@@ -85,18 +90,22 @@ class Upkeep:
 
     async def _end_orphans(self) -> None:
         """End children whose parent ended in a process that died before it could tell them."""
-        children = await self._store.find(
-            Run,
+        children: tuple[Where, ...] = (
             ("parent_run_id", "!=", None),
             ("status", "in", sorted(OPEN)),
-            limit=1000,
-            deciding=True,
         )
-        for parent_id in {child.parent_run_id for child in children if child.parent_run_id}:
-            parent = await self._store.get(Run, parent_id, deciding=True)
-            if parent is not None and parent.status in ENDED:
+        find, at = self._store.find, 0
+        while found := await find(
+            Run, *children, ("key", ">", at), order="key", limit=_AT_ONCE, deciding=True
+        ):
+            at = found[-1].key
+            above = sorted({child.parent_run_id for child in found if child.parent_run_id})
+            over: Where = ("status", "in", sorted(ENDED))
+            for parent in await find(
+                Run, ("run_id", "in", above), over, limit=_AT_ONCE, deciding=True
+            ):
                 ended = await self._ledger.end_children(parent)
-                log.info("orphans_ended", run_id=parent_id, children=ended)
+                log.info("orphans_ended", run_id=parent.run_id, children=ended)
 
     async def flush(self) -> None:
         """Write what is only in memory yet, once, before the end."""

@@ -110,6 +110,11 @@ async def driver(servers: tuple[Rig, Rig]) -> tuple[Rig, Rig]:
     return servers if one.agent.open_now else (other, one)
 
 
+def opened(rig: Rig) -> float:
+    """Return how many runs are open, as far as a server knows."""
+    return rig.engine.stats()["runs_open"]
+
+
 async def read(rig: Rig, run: Run, seen: list[LogEvent]) -> None:
     """Read a run to its end."""
     async with rig.engine.tails.run(run.run_id) as batches:
@@ -179,6 +184,15 @@ class SharedEngineContract:
             await until(lambda: driving.agent.closed == [run.run_id])
             assert (await other.types(run))[-1] == "run_cancelled"
             await until(lambda: driving.engine.in_flight == 0)
+
+    async def test_both_count_what_is_open_whoever_took_or_ended_it(self, place: Place) -> None:
+        async with two(place, hang) as (one, other):
+            runs = [await one.invoke(session_id=f"s{n}") for n in range(6)]
+            await until(lambda: one.agent.open_now + other.agent.open_now == len(runs))
+            await until(lambda: opened(one) == opened(other) == len(runs))
+            for run in runs[:4]:
+                await other.engine.runs.cancel(run.run_id, "enough")
+            await until(lambda: opened(one) == opened(other) == len(runs) - 4)
 
     async def test_one_request_id_is_one_run_at_both(self, place: Place) -> None:
         async with two(place) as servers:
