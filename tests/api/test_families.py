@@ -119,3 +119,34 @@ async def test_a_sessions_stream_takes_no_words_of_a_page(api: Client, name: str
     answer = await api.get(f"/v1/sessions/s/events?{name}=1")
     assert answer.status == 400
     assert name in answer.json["error"]
+
+
+async def test_a_session_says_where_its_stream_is_now(database: Database) -> None:
+    async def script(call: AgentCall) -> Frames:
+        yield [Delta(f"early {call.content}")]
+        if call.content == "one":
+            await go_on.wait()
+        yield [Delta(f"late {call.content}"), Done()]
+
+    go_on = asyncio.Event()
+    async with serving(database, script) as api:
+        assert (await api.get("/v1/sessions/s")).json["code"] == "session_not_found"
+        over = await say(api, "zero")
+        await api.rig.engine.runs.wait(over, 10)
+        one, two = await say(api, "one"), await say(api, "two")
+        await api.rig.once(await api.rig.engine.runs.get(one), lambda run: run.head == 4)
+        cursor = (await api.get("/v1/sessions/s")).json["cursor"]
+        assert "cursor" not in (await api.get("/v1/sessions")).json["sessions"][0]
+        go_on.set()
+        got = b""
+        async with api.open("GET", f"/v1/sessions/s/events?cursor={cursor}") as (_, _, reader):
+            for run_id in (one, two):
+                got += await reader.readuntil(b"event: run_done\n") + await reader.readline()
+                assert run_id.encode() in got.rsplit(b"data: ", 1)[1]
+        words = [line[:5] for line in got.split(b'"text":"')[1:]]
+        assert words == [b"late ", b"early", b"late "], "what was there before does not come"
+        assert over.encode() not in got
+
+
+async def say(api: Client, content: str) -> str:
+    return str((await invoked(api, input_message={"content": content})).json["run_id"])

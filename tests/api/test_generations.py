@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from orchestrator.api.streams import Resume, resume_point
+from orchestrator.core.access import TENANT
 from orchestrator.core.errors import InvalidRequest
 from orchestrator.core.events import AgentStreamDelta, RunDone, draft
 from orchestrator.core.ops import Op
@@ -126,7 +127,7 @@ async def test_a_reader_of_a_session_that_saw_more_is_reset(tmp_path: Path) -> N
             reset = f'{{"run_id":"{made.run_id}","after_seq":5}}'
             assert frames[0] == {"event": "log_reset", "data": reset}
             assert [msgspec.json.decode(one["data"])["seq"] for one in frames[1:]] == [6, 7]
-            cursor = SessionCursor.parse(frames[1]["id"])
+            cursor = SessionCursor.parse(frames[1]["id"], TENANT, "s1")
             assert (cursor.seqs, cursor.forks) == ({made.run_id: 6}, {made.run_id: 1})
             [after] = await _frames(api, frames[1]["id"], 1)
             assert msgspec.json.decode(after["data"])["seq"] == 7, "it is told once"

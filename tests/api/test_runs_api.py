@@ -254,7 +254,9 @@ async def test_a_session_stream_has_all_its_runs_and_resumes(api: Client) -> Non
         second = await reader.readuntil(b"event: run_done\n")
     assert second.count(b"event: run_started") == 1
     assert run_id.encode() in second
-    assert (await api.get(f"{path}?cursor=nonsense")).status == 400
+    for wrong in (f"{path}?cursor=nonsense", f"/v1/sessions/s2/events?cursor={cursor}"):
+        refused = await api.get(wrong)
+        assert (refused.status, refused.json["code"]) == (400, "invalid_request"), wrong
 
 
 async def test_messages_can_be_posted_and_paged(api: Client) -> None:

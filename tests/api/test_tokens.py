@@ -30,11 +30,13 @@ async def test_a_session_token_opens_its_session_and_no_other(database: Database
         assert (await api.get(f"/v1/runs/{mine}", **shown)).status == 200
         assert (await api.get("/v1/sessions/mine/messages", **shown)).status == 200
         for path in (f"/v1/runs/{theirs}", f"/v1/runs/{theirs}/events", f"/v1/runs/{theirs}/tree",
-                     "/v1/sessions/theirs", "/v1/sessions/theirs/messages"):  # fmt: skip
+                     "/v1/sessions/theirs", "/v1/sessions/theirs/messages",
+                     "/v1/runs?session_id=theirs"):  # fmt: skip
             assert (await api.get(path, **shown)).status == 404, path
         assert (await api.post(f"/v1/runs/{theirs}:cancel", **shown)).status == 404
-        listed = (await api.get("/v1/runs?session_id=theirs", **shown)).json["runs"]
-        assert [run["run_id"] for run in listed] == [mine]
+        for path in ("/v1/runs", "/v1/runs?session_id=mine"):
+            listed = (await api.get(path, **shown)).json["runs"]
+            assert [run["run_id"] for run in listed] == [mine]
         for path in ("/v1/sessions", "/v1/agents", "/v1/keys", "/metrics", "/v1/audit"):
             assert (await api.get(path, **shown)).status == 403, path
         answer = await api.post("/internal/invoke", invocation(session_id="theirs"), **shown)

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from ..fault.load import Agent, invoke, register
+from ..fault.listening import listening
+from ..fault.load import CUT, Agent, invoke, register, whole
 from ..processes import Running, request, until
 from .rig import Device, Started, connected, device, pushed_of, seqs
 
@@ -200,3 +201,47 @@ async def test_devices_stay_while_the_orchestrator_restarts(
         await one.invoke("again")
         assert (await one.take_run())[-1]["type"] == "done"
     assert request("GET", f"{second.url}/health").status == 200
+
+
+async def test_who_enters_a_long_session_has_nothing_of_it_read(
+    server: str, start_ingress: Started
+) -> None:
+    async with _agent(server, DELTAS, 0), _relay(server) as (relay, passed):
+        old = [await invoke(server, "long") for _ in range(5)]
+        for run_id in old:
+            await whole(server, run_id, [])
+        running = start_ingress(relay)
+        async with device(running, session_id="long") as one:
+            later = await invoke(server, "long")
+            told = await one.take_run(later)
+    log: list[bytes] = []
+    await whole(server, later, log)
+    assert seqs(told, later) == await pushed_of(server, later)
+    assert sum(map(len, log)) < sum(passed) < 3 * sum(map(len, log))
+
+
+@asynccontextmanager
+async def _relay(server: str) -> AsyncIterator[tuple[str, list[int]]]:
+    """Stand in front of a server; hand out an address and how many bytes the server said."""
+    passed: list[int] = []
+
+    async def serve(near: asyncio.StreamReader, to_near: asyncio.StreamWriter) -> None:
+        far, to_far = await asyncio.open_connection("127.0.0.1", int(server.rpartition(":")[2]))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_pass(near, to_far))
+            tasks.create_task(_pass(far, to_near, passed))
+
+    async with listening(serve) as port:
+        yield f"http://127.0.0.1:{port}", passed
+
+
+async def _pass(
+    source: asyncio.StreamReader, target: asyncio.StreamWriter, passed: list[int] | None = None
+) -> None:
+    with suppress(*CUT):
+        while data := await source.read(1 << 16):
+            if passed is not None:
+                passed.append(len(data))
+            target.write(data)
+            await target.drain()
+    target.close()

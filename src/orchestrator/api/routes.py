@@ -86,6 +86,7 @@ ROUTES: Final[tuple[Route, ...]] = (
             Query("created_before", "integer", "only older ones, milliseconds UTC"),
             _CURSOR, _LIMIT,
         ),
+        errors=("session_not_found",),
     ),
     Route(
         method="GET", path="/v1/runs/{run_id}", handler=runs.show, permission="runs:read",
@@ -138,7 +139,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="GET", path="/v1/sessions/{session_id}", handler=sessions.show,
-        permission="sessions:read", name="get_session", summary="One session",
+        permission="sessions:read", name="get_session",
+        summary="One session; from its `cursor` the stream brings only what comes from now on",
         answer=s.SessionAnswer, errors=("session_not_found",), group="Sessions",
     ),
     Route(

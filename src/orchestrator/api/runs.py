@@ -151,7 +151,7 @@ async def _accept(call: Call, body: InvokeBody, *, session_needed: bool = True) 
 
 
 def _own_session(call: Call, session_id: str | None) -> str | None:
-    """Return the session of an invocation; the token of one is for no other."""
+    """Return the session that is meant; the token of one is for no other."""
     own = call.caller.session_id
     if own is not None and session_id not in {None, own}:
         raise SessionNotFound(f"session {session_id} not found")
@@ -195,7 +195,7 @@ async def find(call: Call) -> ASGIApp:
         call.tenant,
         status=status,
         agent_id=call.query("agent_id"),
-        session_id=call.caller.session_id or call.query("session_id"),
+        session_id=_own_session(call, call.query("session_id")),
         parent_run_id=call.query("parent_run_id"),
         created_before=call.number("created_before", 0, 0, values.NUMBER_MAX) if before else None,
         cursor=call.query("cursor"),

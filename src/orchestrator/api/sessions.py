@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+import msgspec
 from starlette.types import ASGIApp
 
 from orchestrator.api.calls import Call, required
@@ -74,9 +75,10 @@ async def token(call: Call) -> ASGIApp:
 
 
 async def show(call: Call) -> ASGIApp:
-    """Return one session."""
+    """Return one session, and the cursor behind all that its stream has by now."""
     session = await call.engine.sessions.get(call.session_id(), call.tenant)
-    return json_response(_session(session))
+    cursor = await call.engine.tails.cursor(call.tenant, session.session_id)
+    return json_response(msgspec.structs.replace(_session(session), cursor=cursor))
 
 
 async def find(call: Call) -> ASGIApp:

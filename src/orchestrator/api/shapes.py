@@ -248,12 +248,13 @@ class PostedAnswer(Answer, frozen=True, kw_only=True):
 
 
 class SessionAnswer(Answer, frozen=True, kw_only=True):
-    """A session; times are milliseconds UTC."""
+    """A session; times are milliseconds UTC. `cursor` is where its stream is now, in no list."""
 
     session_id: str
     user_id: str | None
     created_at: int
     updated_at: int
+    cursor: str | None = None
 
 
 class SessionsAnswer(Answer, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 import base64
 import binascii
 from collections.abc import AsyncIterator, Sequence
+from hashlib import blake2b
 from typing import Annotated, Final, TypeAlias
 
 import msgspec
@@ -11,6 +12,7 @@ from orchestrator.core.batch import Batch
 from orchestrator.core.errors import InvalidRequest
 from orchestrator.core.events import TERMINAL, LogEvent
 from orchestrator.core.records import Run
+from orchestrator.core.states import OPEN
 from orchestrator.engine.following import PAGE, contiguous
 from orchestrator.ports import Hint, Mailbox, Store, Where
 
@@ -42,30 +44,60 @@ class SessionCursor(msgspec.Struct, omit_defaults=True):
     """How far a session stream has come, opaque on the wire.
 
     Every run up to key `done` is delivered whole, but for those in `seqs`: of them this much, in
-    the generation of `forks`, 0 where it says nothing. So it grows with the open runs only. (Of an
-    older cursor -1 says that a run after `done` is whole, too.)
+    the generation of `forks`, 0 where it says nothing. So it grows with the open runs only. `of` is
+    a digest of the session. (Of an older cursor -1 says that a run after `done` is whole, too, and
+    it says no session.)
     """
 
+    of: str = ""
     done: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] = 0
     seqs: dict[str, _Seq] = {}
     forks: dict[str, _Generation] = {}
 
     @classmethod
-    def parse(cls, text: str | None) -> "SessionCursor":
+    def start(cls, tenant: str, session_id: str) -> "SessionCursor":
+        """Return the cursor in front of all events of a session."""
+        name = f"{tenant}/{session_id}".encode()
+        return cls(of=blake2b(name, digest_size=4).hexdigest())
+
+    @classmethod
+    def parse(cls, text: str | None, tenant: str, session_id: str) -> "SessionCursor":
         """Return the cursor a client sent back; raises InvalidRequest for anything else."""
+        start = cls.start(tenant, session_id)
         if not text:
-            return cls()
+            return start
         try:
             padded = text + "=" * (-len(text) % 4)
-            return msgspec.json.decode(base64.urlsafe_b64decode(padded), type=cls)
-        except (msgspec.MsgspecError, binascii.Error, ValueError) as error:
+            found = msgspec.json.decode(base64.urlsafe_b64decode(padded), type=cls)
+        except (msgspec.MsgspecError, binascii.Error, ValueError):
+            found = None
+        if found is None or found.of not in {"", start.of}:
             raise InvalidRequest(
                 "the cursor is not one of this stream; leave it out to start from the beginning"
-            ) from error
+            )
+        found.of = start.of
+        return found
 
     def text(self) -> str:
         """Return the wire form."""
         return base64.urlsafe_b64encode(msgspec.json.encode(self)).rstrip(b"=").decode()
+
+
+async def behind_all(store: Store, tenant: str, session_id: str) -> SessionCursor:
+    """Return the cursor behind everything that a session has now, whatever that is."""
+    where: tuple[Where, ...] = (("tenant", "=", tenant), ("session_id", "=", session_id))
+    newest = await store.find(Run, *where, order="-key", limit=1)
+    cursor = SessionCursor.start(tenant, session_id)
+    cursor.done = newest[0].key if newest else 0
+    still_open: tuple[Where, ...] = (("status", "in", sorted(OPEN)), ("key", "<=", cursor.done))
+    at = 0
+    while runs := await store.find(
+        Run, *where, *still_open, ("key", ">", at), order="key", limit=_RUNS
+    ):
+        at = runs[-1].key
+        cursor.seqs.update({run.run_id: run.head for run in runs})
+        cursor.forks.update({run.run_id: len(run.forks) for run in runs if run.forks})
+    return cursor
 
 
 class SessionFollower:
@@ -80,7 +112,7 @@ class SessionFollower:
         self._came = cursor.seqs
         """Where the reader is in runs that have not been looked at yet."""
         self._seen = cursor.forks
-        self._cursor = SessionCursor(done=cursor.done)
+        self._cursor = SessionCursor(of=cursor.of, done=cursor.done)
 
     async def follow(self, mailbox: Mailbox) -> AsyncIterator[list[SessionItem]]:
         """Yield everything missed, then everything that happens."""

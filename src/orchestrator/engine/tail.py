@@ -9,7 +9,12 @@ from orchestrator.core.batch import Batch
 from orchestrator.core.records import Run
 from orchestrator.core.states import ENDED
 from orchestrator.engine.following import PAGE, contiguous, is_end
-from orchestrator.engine.session_tail import SessionCursor, SessionFollower, SessionItem
+from orchestrator.engine.session_tail import (
+    SessionCursor,
+    SessionFollower,
+    SessionItem,
+    behind_all,
+)
 from orchestrator.ports import Bus, Hint, Mailbox, Store
 
 Sink: TypeAlias = Callable[[Batch], bool]
@@ -41,8 +46,12 @@ class Tails:
         What a reader saw of a run and a loss of power took is said before that run goes on. Raises
         InvalidRequest at once for a cursor that is none.
         """
-        position = SessionCursor.parse(cursor)
+        position = SessionCursor.parse(cursor, tenant, session_id)
         return self._session(tenant, session_id, position)
+
+    async def cursor(self, tenant: str, session_id: str) -> str:
+        """Return the cursor from which a session's stream brings only what comes from now on."""
+        return (await behind_all(self._store, tenant, session_id)).text()
 
     @asynccontextmanager
     async def _session(

@@ -15,15 +15,12 @@ from orchestrator.ingress.place import Cursors, Place
 from orchestrator.ingress.problems import Problem
 from orchestrator.ingress.tail import Reader, SessionTail, looked_up
 from orchestrator.ingress.told import IngressSettings
-from orchestrator.ingress.upstream import Upstream
+from orchestrator.ingress.upstream import NOT_FOUND, Upstream
 from orchestrator.ports import World
 
-REMEMBERED_MAX: Final = 10_000
-"""Sessions of which it is remembered how far they were read; a tail begins there again."""
 SCOPES: Final = ("read", "invoke", "tool_result", "decide")
 TOKEN_S: Final = 86_400
 """How long a token is good that the ingress makes for a session; its devices come again then."""
-_NOT_FOUND: Final = "session_not_found"
 _FOREIGN: Final = "the token is not one of this session"
 _FIX: Final = (
     "send the token of the session, made by POST /v1/sessions/{id}/tokens, or the cursor that the "
@@ -73,7 +70,6 @@ class Lobby:
         self._tails: dict[tuple[str, str], SessionTail] = {}
         self._running: dict[SessionTail, asyncio.Task[None]] = {}
         self._opening: dict[tuple[str, str], asyncio.Lock] = {}
-        self._seen: dict[tuple[str, str], str] = {}
 
     @property
     def sessions(self) -> int:
@@ -135,7 +131,7 @@ class Lobby:
         if hello.session_id is None:
             return True
         own = self._settings.orchestrator_key
-        return not await self.upstream.session_exists(session_id, own)
+        return await self.upstream.session_cursor(session_id, own) is None
 
     # ------------------------------------------------------------ which tail
 
@@ -145,10 +141,8 @@ class Lobby:
             tail = await self._tail(greeted)
             try:
                 await tail.opened()
-            except Problem as problem:
+            except Problem:
                 self.leave(tail, reader)
-                if problem.cause == _NOT_FOUND:
-                    raise Problem("unauthorized", _FOREIGN, final=True) from problem
                 raise
             if self._tails.get(tail.key) is tail:  # its last reader may have left meanwhile
                 tail.readers.add(reader)
@@ -177,13 +171,15 @@ class Lobby:
         session_id = greeted.session_id
         try:
             bearer = greeted.token or await self._own_token(session_id)
+            cursor = await self.upstream.session_cursor(session_id, bearer)
             runs, open_runs = await looked_up(self.upstream, session_id, bearer)
         except Problem as problem:
+            if problem.cause == NOT_FOUND:
+                raise Problem("unauthorized", _FOREIGN, final=True) from problem
             problem.final = problem.code == "unauthorized"
             raise
         tail = SessionTail(self.upstream, self.world, self._cursors, _key(greeted), bearer)
-        told = greeted.place.upstream if greeted.place else ""
-        tail.begin(runs, open_runs, self._seen.get(_key(greeted)) or told)
+        tail.begin(runs, open_runs, cursor or "")
         return tail
 
     async def _own_token(self, session_id: str) -> Secret | None:
@@ -204,20 +200,11 @@ class Lobby:
         tail.readers.discard(reader)
         if tail.readers:
             return
-        self._remember(tail)
         if self._tails.get(tail.key) is tail:
             del self._tails[tail.key]
         running = self._running.pop(tail, None)
         if running is not None:
             running.cancel()
-
-    def _remember(self, tail: SessionTail) -> None:
-        upstream = tail.place.upstream
-        if upstream:
-            self._seen.pop(tail.key, None)
-            self._seen[tail.key] = upstream
-        if len(self._seen) > REMEMBERED_MAX:
-            del self._seen[next(iter(self._seen))]
 
 
 def _key(greeted: Greeted) -> tuple[str, str]:

@@ -80,7 +80,7 @@ class Missed:
     def place(self) -> Place:
         """Return the device's place; runs above `newest` that are over are named in it, too."""
         over = {run_id: self._over[run_id] for run_id in self._beyond if run_id in self._over}
-        return Place("", {**self.seqs, **over}, self._newest, self._newest_at)
+        return Place({**self.seqs, **over}, self._newest, self._newest_at)
 
     async def _later(self, place: Place, told: dict[str, int] | None) -> list[RunSeen]:
         """Return the runs that were accepted after a place, newest first.

@@ -25,11 +25,9 @@ class Place(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `seqs` says how far each run is delivered that goes on; of the others those up to `newest`,
     accepted at `newest_at` (milliseconds UTC), are delivered whole, and later ones not at all.
-    Without a `newest` everything is to come. `upstream` is a cursor of the orchestrator that is
-    not beyond this place: where a tail of the session may begin.
+    Without a `newest` everything is to come.
     """
 
-    upstream: str = ""
     seqs: dict[str, int] = {}
     newest: str | None = None
     newest_at: int = 0

@@ -64,8 +64,7 @@ class SessionTail:
     """Follows a session from now on, for as long as it has readers.
 
     `seqs` says how far each open run has been passed on. What was in the log before the tail began
-    is not passed on: `_before` names the runs that had ended, `_floor` is when the oldest run of
-    that list was accepted, for a list may be long.
+    is not passed on: `_before` names runs that had ended.
     """
 
     def __init__(
@@ -86,7 +85,6 @@ class SessionTail:
         self._world = world
         self._cursors = cursors
         self._before: dict[str, None] = {}
-        self._floor = 0
         self._newest: str | None = None
         self._newest_at = 0
         self._cursor = ""
@@ -94,7 +92,7 @@ class SessionTail:
         self._refused: Problem | None = None
 
     def begin(self, runs: RunsPage, open_runs: RunsPage | None, cursor: str) -> None:
-        """Begin behind what the lists of the session's runs tell; `cursor` is not beyond that."""
+        """Begin at `cursor`, which is not beyond what the lists of the session's runs tell."""
         self._cursor = cursor
         for run in runs.runs + (open_runs.runs if open_runs else []):
             if run.status in ENDED:
@@ -103,13 +101,11 @@ class SessionTail:
                 self.seqs.setdefault(run.run_id, run.last_seq)
         if runs.runs:
             self._newest, self._newest_at = runs.runs[0].run_id, runs.runs[0].created_at
-        if runs.has_more:
-            self._floor = runs.runs[-1].created_at
 
     @property
     def place(self) -> Place:
         """Return the place up to which everything was passed on."""
-        return Place(self._cursor, dict(self.seqs), self._newest, self._newest_at)
+        return Place(dict(self.seqs), self._newest, self._newest_at)
 
     def cursor_of(self, place: Place, *, creator: bool) -> str | None:
         """Return a place of this session as a cursor; None where that would be too long."""
@@ -191,12 +187,9 @@ class SessionTail:
                 self._note_end(run_id)
             return False
         last = self.seqs.get(run_id)
-        if last is None and event.ts < self._floor:
-            self._before[run_id] = None
-            return self._is_new(event)
         if last is not None and event.seq <= last:
             return False
-        if last is None:
+        if last is None and event.seq == 1:
             self._newest, self._newest_at = run_id, event.ts
         self.seqs[run_id] = event.seq
         if event.ends:

@@ -23,6 +23,7 @@ SILENCE_S: Final = 60.0
 BODY_MAX: Final = 80 << 20
 """Bytes of an answer: a page of a log whose events are as large as they may be."""
 LINE_MAX: Final = 68 << 20
+NOT_FOUND: Final = "session_not_found"
 _OK, _BAD = 200, 300
 _OPEN: Final = ",".join(sorted(OPEN))
 
@@ -34,6 +35,12 @@ class RunSeen(msgspec.Struct, frozen=True):
     status: str
     last_seq: int
     created_at: int
+
+
+class SessionSeen(msgspec.Struct, frozen=True):
+    """A session, and where its stream is now."""
+
+    cursor: str = ""
 
 
 class RunsPage(msgspec.Struct, frozen=True):
@@ -77,15 +84,18 @@ class Upstream:
         query = urlencode({"session_id": session_id, "limit": "1000", "status": _OPEN})
         return _decoded(await self._asked("GET", f"/v1/runs?{query}", bearer), RunsPage)
 
-    async def session_exists(self, session_id: str, bearer: Secret | None) -> bool:
-        """Return whether anybody has spoken in a session; raises Problem."""
+    async def session_cursor(self, session_id: str, bearer: Secret | None) -> str | None:
+        """Return where a session's stream is now, None before anybody has spoken; raises Problem.
+
+        An orchestrator that does not say it has the stream begin with the session: "".
+        """
         try:
-            await self._asked("GET", f"/v1/sessions/{_quoted(session_id)}", bearer)
+            raw = await self._asked("GET", f"/v1/sessions/{_quoted(session_id)}", bearer)
         except Problem as problem:
-            if problem.cause == "session_not_found":
-                return False
+            if problem.cause == NOT_FOUND:
+                return None
             raise
-        return True
+        return _decoded(raw, SessionSeen).cursor
 
     async def page(
         self, run_id: str, after: int, bearer: Secret | None, limit: int = 500

@@ -131,7 +131,7 @@ class SessionReader:
         self.seen[item.run_id] = self.seen.get(item.run_id, [])[: item.after_seq]
 
     def _place(self) -> str:
-        position = SessionCursor.parse(self._cursor)
+        position = SessionCursor.parse(self._cursor, TENANT, self.session_id)
         seqs = {self._stage.name(run_id): seq for run_id, seq in position.seqs.items()}
         return f"key {position.done}, {seqs}"
 
