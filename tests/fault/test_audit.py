@@ -29,15 +29,13 @@ from orchestrator.settings import load
 from ..processes import Answer, Running, request, until
 from ..rigs import Tally
 
-ACTS = {"agents:write", "keys:write", "tokens:write", "secrets:write"}
+ACTS = {"agents:write", "keys:write", "tokens:write", "secrets:write", "runs:cancel"}
 NO_ACTS = {"heartbeat"}
 """Routes under those permissions that nobody reads in an audit."""
+PATIENT = {"max_attempts": 9, "backoff_ms": 60_000, "max_backoff_ms": 60_000}
 OURS, THEIRS = "default", "other"
 WHERE = "WHERE tenant = ? AND seq = ?"
 TEXTS = ("tenant", "actor", "action", "target", "detail")
-
-
-# ------------------------------------------------------------ every act
 
 
 class Desk:
@@ -69,6 +67,10 @@ class Desk:
         self.expected[-1] = (actor, "key.create", made["info"]["key_id"])
         return made["key"], made["info"]["key_id"]
 
+    def open_run(self, key: str) -> str:
+        body = {"session_id": "s", "agent_id": "a", "input_message": {"content": "x"}}
+        return str(self.ask(key, "POST", "/v1/runs", body).json()["run_id"])
+
     def entries(self, key: str) -> list[dict[str, Any]]:
         entries = self.ask(key, "GET", "/v1/audit?limit=1000").json()["entries"]
         return [entry for entry in entries if not entry["action"].startswith("security.")]
@@ -80,17 +82,21 @@ def test_every_act_is_an_entry_with_who_did_it(start_server: Callable[..., Runni
     ops, ops_id = desk.make(root, "admin_key", "admin")
     who = f"key:{ops_id}"
     own, own_id = desk.make(ops, who, "agent", agent_id="a")
-    agent = {"agent_id": "a", "name": "A", "endpoint": "http://127.0.0.1:9"}
+    agent = {"agent_id": "a", "name": "A", "endpoint": "http://127.0.0.1:9", "retry": PATIENT}
     desk.act(ops, "register_agent", (who, "agent.register", "a"), agent)
+    run, other = (desk.open_run(ops) for _ in range(2))
+    desk.act(ops, "cancel_run", (who, "run.cancel", run), {"reason": "enough"}, run_id=run)
     desk.act(own, "drain_agent", (f"key:{own_id}", "agent.drain", "a"), agent_id="a")
-    desk.act(ops, "make_session_token", (who, "session.token", "s"), session_id="s")
+    made = desk.act(ops, "make_session_token", (who, "session.token", "s"), session_id="s")
+    # Who ends a run of his own session is no operator.
+    assert desk.ask(made.json()["token"], "POST", f"/v1/runs/{other}/cancel").status == 200
     desk.act(ops, "rotate_key", (who, "key.rotate", own_id), key_id=own_id)
     desk.act(ops, "revoke_key", (who, "key.revoke", own_id), key_id=own_id)
     desk.act(root, "rotate_secrets", ("admin_key", "secrets.rotate", "agents"))
     desk.act(ops, "remove_agent", (who, "agent.remove", "a"), agent_id="a")
     administrative = {r.name for r in ROUTES if r.permission in ACTS and r.method != "GET"}
     assert desk.done == administrative - NO_ACTS, "an act that this test does not know"
-    _in_vain(desk, ops, own, own_id)
+    _in_vain(desk, ops, own, own_id, run)
     entries = desk.entries(root)
     assert [(e["actor"], e["action"], e["target"]) for e in entries] == desk.expected
     verified = desk.ask(root, "GET", "/v1/audit/verify").json()
@@ -99,13 +105,14 @@ def test_every_act_is_an_entry_with_who_did_it(start_server: Callable[..., Runni
     assert (verified["head"], verified["entries"]) == (last["hash"], last["seq"])
 
 
-def _in_vain(desk: Desk, ops: str, own: str, own_id: str) -> None:
+def _in_vain(desk: Desk, ops: str, own: str, own_id: str, run: str) -> None:
     """Try what is refused or changes nothing: none of it happened, so none of it is an entry."""
     for key, method, path, status in (
         (ops, "POST", "/v1/agents/a/drain", 404),
         (ops, "DELETE", "/v1/agents/a", 404),
         (ops, "POST", f"/v1/keys/{own_id}/rotate", 409),
         (ops, "POST", f"/v1/keys/{own_id}/revoke", 200),
+        (ops, "POST", f"/v1/runs/{run}/cancel", 200),
         (own, "POST", "/v1/secrets/rotate", 401),
         ("", "POST", "/v1/secrets/rotate", 401),
     ):

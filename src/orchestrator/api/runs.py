@@ -229,7 +229,7 @@ async def cancel(call: Call) -> ASGIApp:
     """End a run."""
     body = await call.body(CancelBody, optional=True)
     reason = body.reason or "cancelled by request"
-    run = await call.engine.runs.cancel(await call.run_id(), reason, call.tenant)
+    run = await call.engine.runs.cancel(await call.run_id(), reason, call.tenant, call.caller)
     return json_response(
         CancelAnswer(run_id=run.run_id, status=run.status, message=run.error_message or reason)
     )

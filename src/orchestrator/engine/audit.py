@@ -50,12 +50,16 @@ class Audit:
         self, by: Caller, action: str, target: str, *writes: Write, **detail: Any
     ) -> Outcome:
         """Commit an act of `by` together with its entry; returns what became of it."""
-        told = {name: value for name, value in detail.items() if value is not None}
-        entry = self._entry(by.tenant, by.name, action, target, told)
-        outcome = (await self._store.commit(Op(writes=(*writes, Insert(entry)))))[0]
+        entry = self.entry(by, action, target, **detail)
+        outcome = (await self._store.commit(Op(writes=(*writes, entry))))[0]
         if isinstance(outcome, Committed):
             log.info("audit", actor=by.name, action=action, target=target, tenant=by.tenant)
         return outcome
+
+    def entry(self, by: Caller, action: str, target: str, **detail: Any) -> Insert:
+        """Return what writes the entry of an act of `by`, for the commit that carries it out."""
+        told = {name: value for name, value in detail.items() if value is not None}
+        return Insert(self._entry(by.tenant, by.name, action, target, told))
 
     def _entry(
         self, tenant: str, actor: str, action: str, target: str, detail: dict[str, Any]

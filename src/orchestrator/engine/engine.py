@@ -106,7 +106,7 @@ class Engine:
         self._pusher = self._make_pusher()
         self._probed = (float("-inf"), "")
         self.tails = Tails(store, outside.bus)
-        self.runs = Runs(self._ledger, self._intake, self.tails)
+        self.runs = Runs(self._ledger, self._intake, self.tails, self.audit)
         self.sessions = Sessions(self._ledger)
         self.agents = Registry(
             self._ledger, outside.egress, outside.box, self.audit, self._instances, heartbeats

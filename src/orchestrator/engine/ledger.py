@@ -19,7 +19,7 @@ from orchestrator.core.errors import (
     StaleWrite,
     Unavailable,
 )
-from orchestrator.core.ops import Committed, Guard, Op, Outcome, Refused
+from orchestrator.core.ops import Committed, Guard, Op, Outcome, Refused, Write
 from orchestrator.core.project import RUN_MAX, project
 from orchestrator.core.records import HEAD, Run, Timer
 from orchestrator.core.states import ENDED, OPEN, RunState
@@ -80,8 +80,10 @@ class Ledger:
             self.publish(run, outcome)
         return outcome
 
-    async def execute(self, run: Run, command: Command, epoch: int | None = None) -> Run:
-        """Carry out `command` and return the run after it.
+    async def execute(
+        self, run: Run, command: Command, epoch: int | None = None, *also: Write
+    ) -> Run:
+        """Carry out `command`, with what is written `also`, and return the run after it.
 
         `run` may be out of date: a stale version is loaded again and decided again. With `epoch`
         the write is an owner's and raises StaleWrite once somebody else owns the run. Raises
@@ -91,7 +93,7 @@ class Ledger:
             op, after = project(run, command, self.world.now(), self.event_ids(run), epoch)
             if op is None:
                 return run
-            outcome = (await self.store.commit(op))[0]
+            outcome = (await self.store.commit(replace(op, writes=(*op.writes, *also))))[0]
             if isinstance(outcome, Committed):
                 return await self._carried(after, outcome)
             run = await self._reload(run, outcome)

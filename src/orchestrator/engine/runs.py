@@ -9,12 +9,14 @@ from typing import Generic, TypeVar
 import msgspec
 
 from orchestrator.core import values
-from orchestrator.core.access import TENANT
+from orchestrator.core.access import TENANT, Caller
 from orchestrator.core.decide import Cancel
 from orchestrator.core.errors import Conflict, InvalidRequest, RunEnded, RunNotFound
 from orchestrator.core.events import LogEvent, open_event
+from orchestrator.core.ops import Write
 from orchestrator.core.records import Invocation, Run
 from orchestrator.core.states import ENDED, RunState
+from orchestrator.engine.audit import Audit
 from orchestrator.engine.intake import RERUN_OF, Accepted, Intake, Invoke
 from orchestrator.engine.ledger import Ledger
 from orchestrator.engine.limits import TREE_MAX
@@ -24,6 +26,8 @@ from orchestrator.ports import Where
 T = TypeVar("T")
 HUNG_UP = "the caller hung up"
 """The reason of runs that ended because nobody waited for them any more."""
+_REASON_MAX = 200
+"""Characters of a reason that the audit log keeps."""
 _SCAN = 1000
 _AT_ONCE = 200
 _DIGITS_MAX = 18
@@ -57,8 +61,9 @@ class Tree(msgspec.Struct):
 class Runs:
     """The runs of a tenant."""
 
-    def __init__(self, ledger: Ledger, intake: Intake, tails: Tails) -> None:
+    def __init__(self, ledger: Ledger, intake: Intake, tails: Tails, audit: Audit) -> None:
         self._ledger = ledger
+        self._audit = audit
         self._intake = intake
         self._tails = tails
         self._lines: Counter[str] = Counter()
@@ -154,9 +159,17 @@ class Runs:
             with suppress(RunEnded):  # it came to its end meanwhile
                 await self._ledger.execute(run, Cancel(reason=HUNG_UP, forgets=True))
 
-    async def cancel(self, run_id: str, reason: str, tenant: str = TENANT) -> Run:
-        """End a run; again is the same answer. Raises RunEnded when it ended otherwise."""
-        return await self._ledger.execute(await self.get(run_id, tenant), Cancel(reason=reason))
+    async def cancel(
+        self, run_id: str, reason: str, tenant: str = TENANT, by: Caller | None = None
+    ) -> Run:
+        """End a run; again is the same answer. Raises RunEnded when it ended otherwise.
+
+        That somebody did it who is confined to no session or run is in the audit log.
+        """
+        run, also = await self.get(run_id, tenant), list[Write]()
+        if by is not None and by.session_id is None and by.run_id is None:
+            also.append(self._audit.entry(by, "run.cancel", run_id, reason=reason[:_REASON_MAX]))
+        return await self._ledger.execute(run, Cancel(reason=reason), None, *also)
 
     async def rerun(self, run_id: str, tenant: str = TENANT) -> Accepted:
         """Return a new run of the same agent with the same message, in the same session.

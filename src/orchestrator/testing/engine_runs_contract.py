@@ -1,8 +1,12 @@
 """What the engine keeps to on every store and bus: each run's life, its keys, its end."""
 
 import asyncio
+from functools import partial
 from typing import Any, Final
 
+import msgspec
+
+from orchestrator.core.access import TENANT, local
 from orchestrator.core.errors import (
     AgentDraining,
     AgentFailure,
@@ -287,12 +291,15 @@ class TheEnds:
             run = await rig.invoke()
             await until(lambda: rig.agent.open_now == 1)
             async with asyncio.TaskGroup() as tasks:
-                cancel = rig.engine.runs.cancel
+                cancel = partial(rig.engine.runs.cancel, by=local(TENANT))
                 told = [tasks.create_task(cancel(run.run_id, f"reason {n}")) for n in range(20)]
             ended = await rig.ended(run)
             assert {task.result().error_message for task in told} == {ended.error_message}
             types = await rig.types(run)
             assert [name for name in types if name in TERMINAL] == types[-1:] == ["run_cancelled"]
+            [entry] = await rig.engine.audit.page(TENANT, action="run.cancel")
+            assert (entry.actor, entry.target) == ("local", run.run_id)
+            assert msgspec.json.decode(entry.detail) == {"reason": ended.error_message}
 
     async def test_a_queued_run_can_be_cancelled_and_never_reaches_the_agent(
         self, place: Place
