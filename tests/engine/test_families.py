@@ -1,5 +1,6 @@
 """A parent is told of each child once, also when whoever made the child dies in between."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from orchestrator.buses.local import LocalBus
 from orchestrator.core.errors import RunNotActive
 from orchestrator.core.records import Run, Timer
 from orchestrator.core.states import RunState
+from orchestrator.engine import Accepted, Invoke
 from orchestrator.engine.family import CALLED, Family
 from orchestrator.engine.ledger import Ledger
 from orchestrator.world import RealWorld
@@ -106,3 +108,37 @@ async def test_children_are_found_that_a_crash_left_behind_others(
         await rig.engine._upkeep.tick(sweep=True)
         assert (await rig.stored(orphan)).status is RunState.CANCELLED
         assert (await rig.stored(spared)).status is not RunState.CANCELLED
+
+
+async def test_who_calls_while_a_child_is_given_up_gets_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path / "o.db", hang) as rig:
+        await rig.register("below")
+        parent = await rig.invoke("parent")
+        await until(lambda: rig.agent.open_now == 1)
+        asked = {"agent_id": "below", "parent_run_id": parent.run_id, "request_id": "k"}
+        first = await rig.invoke("child", **asked)
+        giving_up, found, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        get, take = rig.engine.runs.get, rig.engine._intake.take
+
+        async def noted(request: Invoke) -> Accepted:
+            accepted = await take(request)
+            found.set()
+            return accepted
+
+        async def slowly(run_id: str, tenant: str) -> Run:
+            giving_up.set()
+            await go_on.wait()
+            return await get(run_id, tenant)
+
+        monkeypatch.setattr(rig.engine.runs, "get", slowly)
+        monkeypatch.setattr(rig.engine._intake, "take", noted)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(rig.engine.runs.hung_up(first.run_id))
+            await giving_up.wait()
+            second = tasks.create_task(rig.invoke("child", **asked))
+            await found.wait()
+            go_on.set()
+        assert second.result().run_id != first.run_id
+        assert (await rig.stored(first)).status is RunState.CANCELLED

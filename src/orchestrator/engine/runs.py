@@ -67,10 +67,16 @@ class Runs:
         self._intake = intake
         self._tails = tails
         self._lines: Counter[str] = Counter()
+        self._leaving: dict[str, asyncio.Event] = {}
 
     async def invoke(self, request: Invoke) -> Accepted:
         """Return the durable run that answers `request`."""
-        return await self._intake.take(request)
+        while True:
+            accepted = await self._intake.take(request)
+            leaving = self._leaving.get(accepted.run.run_id)
+            if leaving is None:
+                return accepted
+            await leaving.wait()  # its key is about to be free
 
     async def get(self, run_id: str, tenant: str = TENANT) -> Run:
         """Return a run; raises RunNotFound, also for a foreign tenant's."""
@@ -152,12 +158,17 @@ class Runs:
 
         The key of a child is free again: the next attempt of its parent begins a new one.
         """
-        if self._lines[run_id]:
+        if self._lines[run_id] or run_id in self._leaving:
             return
-        run = await self.get(run_id, tenant)
-        if run.status not in ENDED:
-            with suppress(RunEnded):  # it came to its end meanwhile
-                await self._ledger.execute(run, Cancel(reason=HUNG_UP, forgets=True))
+        leaving = self._leaving[run_id] = asyncio.Event()
+        try:
+            run = await self.get(run_id, tenant)
+            if run.status not in ENDED:
+                with suppress(RunEnded):  # it came to its end meanwhile
+                    await self._ledger.execute(run, Cancel(reason=HUNG_UP, forgets=True))
+        finally:
+            del self._leaving[run_id]
+            leaving.set()
 
     async def cancel(
         self, run_id: str, reason: str, tenant: str = TENANT, by: Caller | None = None

@@ -184,7 +184,7 @@ class Agents:
         }
         sending = Sending(
             base_url=self._client.base_url, agent_id=agent_id, body=body,
-            key=idempotency_key, attempt=1, headers=self._client.headers(),
+            key=idempotency_key, headers=self._client.headers(),
         )  # fmt: skip
         async with (
             _failing_here(),

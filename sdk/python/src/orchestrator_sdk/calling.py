@@ -1,6 +1,6 @@
 """A run that an agent began: its words as they come, or its message at the end."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from contextlib import aclosing
 from typing import Any
 
@@ -20,28 +20,17 @@ from orchestrator_sdk.sse import STREAM, SSEParser
 
 
 class Sending(msgspec.Struct, frozen=True, kw_only=True):
-    """What is sent to call an agent; `attempt` is that of the run that calls."""
+    """What is sent to call an agent."""
 
     base_url: str
     agent_id: str
     body: dict[str, Any]
     key: str | None
-    attempt: int
     headers: dict[str, str]
 
-    def keys(self) -> Iterator[str | None]:
-        """Yield the idempotency keys to try in turn.
-
-        A child dies with the attempt that called it. If that attempt was lost the next one finds a
-        cancelled child under the first key, and calls again under the next.
-        """
-        yield self.key
-        if self.key is not None:
-            yield from (f"{self.key}:again-{n}" for n in range(2, self.attempt + 1))
-
-    def request(self, key: str | None) -> dict[str, Any]:
-        """Return the body with a key."""
-        wanted = {**self.body, "idempotency_key": key}
+    def request(self) -> dict[str, Any]:
+        """Return the body with the key."""
+        wanted = {**self.body, "idempotency_key": self.key}
         return {name: value for name, value in wanted.items() if value is not None}
 
 
@@ -82,31 +71,14 @@ class ChildRun:
 
     async def frames(self) -> AsyncGenerator[ChildFrame, None]:
         """Yield every frame, `done` at last."""
-        keys = list(self._sending.keys())
-        for number, key in enumerate(keys, 1):
-            last = number == len(keys)
-            try:
-                async with aclosing(self._one(key, unheard=not last)) as found:
-                    async for frame in found:
-                        last = True  # somebody has heard it: it cannot begin again
-                        yield frame
-            except RunCancelled:
-                if last:
-                    raise
-            else:
-                return
-
-    async def _one(self, key: str | None, *, unheard: bool) -> AsyncGenerator[ChildFrame, None]:
         url = f"{self._sending.base_url}/v1/agents/{part(self._sending.agent_id)}/invoke"
         headers = self._sending.headers | STREAM
-        body = self._sending.request(key)
+        body = self._sending.request()
         try:
             async with self._http().stream("POST", url, json=body, headers=headers) as answer:
                 if answer.status_code != httpx.codes.OK:
                     raise api_error(answer.status_code, answer.headers, await answer.aread())
                 self.run_id = answer.headers.get("x-run-id", "")
-                if unheard:
-                    await self._refuse_cancelled()
                 async with aclosing(self._frames_of(answer)) as found:
                     async for frame in found:
                         yield frame
@@ -114,13 +86,6 @@ class ChildRun:
             raise ConnectionLost(
                 f"the call of {self._sending.agent_id} was cut: {error}"
             ) from error
-
-    async def _refuse_cancelled(self) -> None:
-        """Look before its words are passed on whether this child was cancelled long ago."""
-        url = f"{self._sending.base_url}/v1/runs/{part(self.run_id)}"
-        answer = await self._http().get(url, headers=self._sending.headers)
-        if answer.status_code == httpx.codes.OK and answer.json().get("status") == "CANCELLED":
-            raise RunCancelled("cancelled with an earlier attempt", self.run_id)
 
     async def _frames_of(self, answer: httpx.Response) -> AsyncGenerator[ChildFrame, None]:
         parser = SSEParser()

@@ -114,7 +114,6 @@ class Context:
                 "on_disconnect": "cancel",
             },
             key=named if self.run_id else None,
-            attempt=self.attempt,
             headers=self.credentials(),
         )
         return ChildRun(self.http, sending)
