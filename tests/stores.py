@@ -28,6 +28,10 @@ DEAD_S: Final = 15.0
 """How long the runs of a killed server may wait for another: on PostgreSQL until its lease ends."""
 
 
+BOTH: Final = pytest.mark.parametrize("store_name", [SQLITE, POSTGRES], indirect=True)
+"""Has a test outside FOLDERS that asks for `kept` run on both stores."""
+
+
 @dataclass(frozen=True)
 class Kept:
     """A database of a test's own; `settings` is what a server on it, or a command, is told."""

@@ -9,10 +9,12 @@ from typing import Any
 from orchestrator.testing.fake_agent import FakeAgent
 
 from ..rigs import Tally
+from ..stores import BOTH, Kept
 from .families import Relative
 from .load import call
 from .nursery import nursery
 
+pytestmark = BOTH
 AT_ONCE = 5
 WIDTH = 100
 """How many requests are on their way at a time."""
@@ -85,7 +87,7 @@ async def judged(url: str, session: str, runs: set[str], agents: list[Relative])
 
 
 async def test_a_thousand_sessions_keep_their_order(
-    tmp_path: Path, tally: Tally, rounds_of: Callable[[int], int]
+    tmp_path: Path, tally: Tally, rounds_of: Callable[[int], int], kept: Kept
 ) -> None:
     sessions = [f"s{n}" for n in range(rounds_of(1000))]
     tally.expect("messages queued", "children called")
@@ -94,7 +96,7 @@ async def test_a_thousand_sessions_keep_their_order(
         Relative("child", answers=True),
     ]  # fmt: skip
     with nursery() as nurse:
-        server = await asyncio.to_thread(nurse.start(tmp_path).up)
+        server = await asyncio.to_thread(nurse.start(tmp_path, {}, **kept.settings).up)
         async with AsyncExitStack() as stack:
             for agent in agents:
                 await registered(server.url, agent, stack)
