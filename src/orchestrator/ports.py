@@ -188,7 +188,7 @@ class Bus(Protocol):
     def subscribe(
         self, subject: str, hear: "Hear | None" = None
     ) -> AbstractContextManager[Mailbox]:
-        """Open a mailbox for `subject` (`run:<id>`, `session:<tenant>/<id>`, `runs`).
+        """Open a mailbox for `subject` (`run:<id>`, `session:<tenant>/<id>`, `runs`, `ends`).
 
         While its owner waits for the mailbox, `hear` may be given a hint directly; when it returns
         True the hint is dealt with and the owner sleeps on.

@@ -23,7 +23,8 @@ from orchestrator.ports import Bus, Hear, Hint, Mailbox, Store
 from orchestrator.stores.postgres import open_store as postgresql
 from orchestrator.stores.sqlite import open_store as sqlite
 from orchestrator.testing.engine_contract import EngineContract, SharedEngineContract
-from orchestrator.testing.engine_rig import Place, running
+from orchestrator.testing.engine_rig import Place, hang, running, until
+from orchestrator.testing.engine_servers_contract import driver, two
 from orchestrator.world import RealWorld
 
 from .. import postgres
@@ -222,7 +223,16 @@ class TestSQLiteAndNothing(OnSQLite, OverNothing, EngineContract):
 
 
 class TestPostgresAndPostgres(OnPostgres, OverPostgres, EngineContract, SharedEngineContract):
-    pass
+    async def test_an_end_elsewhere_is_heard_of_before_anybody_looks(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("orchestrator.engine.lookout.LOOK_S", 3600)
+        async with two(place, hang) as servers:
+            run = await servers[0].invoke()
+            driving, other = await driver(servers)
+            await other.engine.runs.cancel(run.run_id, "enough")
+            await until(lambda: driving.engine.in_flight == 0)
+            assert driving.agent.closed == [run.run_id]
 
 
 class TestPostgresAndNothing(OnPostgres, OverNothing, EngineContract, SharedEngineContract):

@@ -156,12 +156,17 @@ class Dispatcher:
 
     def ended(self, run: Run) -> None:
         """Let go of a run whose end is committed, and look at the next of its session."""
-        switch = self._switches.get(run.run_id)
-        if switch is not None and run.status in ENDED:
-            switch.throw("ended")
+        if run.status in ENDED:
+            self.let_go(run.run_id)
         if run.parent_run_id is None:
             self._freed.add((run.tenant, run.session_id))
         self._wake.set()
+
+    def let_go(self, run_id: str) -> None:
+        """Let go of a run whose end is committed, if it is driven here."""
+        switch = self._switches.get(run_id)
+        if switch is not None:
+            switch.throw("ended")
 
     async def _keep_lease(self) -> None:
         while True:

@@ -100,8 +100,9 @@ class Engine:
         self._intake = Intake(self._ledger, settings, self._dispatcher.wake, self._instances.admit)
         self._upkeep = Upkeep(self._ledger, self._instances, heartbeats, settings)
         self._prober = self._make_prober(calls)
+        drives = self._dispatcher
         self._lookout = Lookout(
-            self._ledger, outside.bus, self._dispatcher.driven, self._dispatcher.ended
+            self._ledger, outside.bus, drives.driven, drives.ended, drives.let_go
         )
         self._pusher = self._make_pusher()
         self._probed = (float("-inf"), "")
@@ -138,6 +139,7 @@ class Engine:
                 tasks.create_task(self._upkeep.run(), name="upkeep"),
                 tasks.create_task(self.access.run(), name="access"),
                 tasks.create_task(self._lookout.run(), name="lookout"),
+                tasks.create_task(self._lookout.listen(), name="listening"),
             ]
             if self._pusher is not None:
                 background.append(tasks.create_task(self._pusher.run(), name="pusher"))

@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TypeAlias, cast
+from typing import Final, TypeAlias, cast
 
 from msgspec.structs import replace
 
@@ -27,6 +27,8 @@ from orchestrator.engine.patience import patiently, waits
 from orchestrator.ports import Bus, Hint, Store, World
 
 _APPENDABLE = OPEN - {RunState.CREATED}
+ENDS: Final = "ends"
+"""The subject of every end of a run: who drives it lets go of it at once."""
 Said: TypeAlias = str | ev.Payload
 """What an agent says: a text is a piece of its answer."""
 _WORDS = {str}
@@ -123,6 +125,7 @@ class Ledger:
         after = replace(after, head=outcome.head, version=outcome.version, attempt_seq=seq)
         self.publish(after, outcome)
         if after.status in ENDED:
+            self._bus.publish(ENDS, Hint(after.run_id, outcome.head, outcome.events))
             self.open_runs -= 1
             for listener in self._ended:
                 listener(after)

@@ -6,7 +6,7 @@ from typing import Final
 from orchestrator.core.errors import Unavailable
 from orchestrator.core.records import Run
 from orchestrator.core.states import ENDED, OPEN
-from orchestrator.engine.ledger import Ledger
+from orchestrator.engine.ledger import ENDS, Ledger
 from orchestrator.ports import Bus, Hint, Where
 from orchestrator.telemetry import get_logger
 
@@ -22,7 +22,8 @@ _RUN, _SESSION, _RUNS = "run:", "session:", "runs"
 class Lookout:
     """Compares heads with what was last seen, and tells those who listen in this process.
 
-    `driven` are the runs that are driven here; `ended` is told of those that somebody else ended.
+    `driven` are the runs that are driven here; `ended` is told of those that somebody else ended,
+    and `let_go` of every end that a hint brings, which is sooner.
     """
 
     def __init__(
@@ -31,11 +32,13 @@ class Lookout:
         bus: Bus,
         driven: Callable[[], Iterable[str]],
         ended: Callable[[Run], None],
+        let_go: Callable[[str], None],
     ) -> None:
         self._ledger = ledger
         self._bus = bus
         self._driven = driven
         self._ended = ended
+        self._let_go = let_go
         self._seen: dict[str, int] = {}
         self._over: set[str] = set()
         ledger.on_ended(self._note)
@@ -48,6 +51,15 @@ class Lookout:
                 await self.look()
             except Unavailable as error:
                 log.info("lookout_waits", error=error.message)
+
+    async def listen(self) -> None:
+        """Hear of ends until cancelled; on a bus that loses nothing the engine knows by itself."""
+        if self._bus.certain:
+            return
+        with self._bus.subscribe(ENDS) as mailbox:
+            while True:
+                for hint in await mailbox.take():
+                    self._let_go(hint.run_id)
 
     async def look(self) -> None:
         """Look once."""
