@@ -101,7 +101,7 @@ class Context:
             )
         self._calls += 1
         named = f"{self.run_id}:{key or f'call-{self._calls}'}"
-        if len(named) > KEY_MAX - len(":again-") - len(str(self.attempt)):
+        if len(named) > KEY_MAX:
             named = hashlib.sha256(named.encode()).hexdigest()
         sending = Sending(
             base_url=self.platform_base_url,
