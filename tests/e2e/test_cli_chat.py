@@ -10,7 +10,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -151,6 +156,62 @@ def test_ctrl_c_cancels_the_answer_and_ctrl_d_leaves_the_chat(cli: Command) -> N
     assert [run["status"] for run in runs] == ["DONE", "CANCELLED"]
     assert "half a li" not in cli("sessions", "show", session).stdout
     assert runs[1]["error"]["message"] == "Ctrl-C"
+
+
+@contextmanager
+def holding_back(server: str) -> Iterator[tuple[str, Event]]:
+    """Pass requests on, and keep the first answer back; the event says that the server gave it."""
+    held, over = Event(), Event()
+
+    class Held(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            there = HTTPConnection(urlsplit(server).netloc, timeout=30)
+            there.request("POST", self.path, body, {"Content-Type": "application/json"})
+            answer = there.getresponse()
+            said = answer.read()
+            there.close()
+            if not held.is_set():
+                held.set()
+                over.wait(60)
+                return
+            self.send_response(answer.status)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        def log_message(self, *args: Any) -> None:
+            """Stay quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Held) as between:
+        serving = Thread(target=between.serve_forever)
+        serving.start()
+        try:
+            yield f"http://127.0.0.1:{between.server_port}", held
+        finally:
+            over.set()
+            between.shutdown()
+            serving.join()
+
+
+@shown_alike
+def test_ctrl_c_before_the_run_is_known_cancels_it(cli: Command) -> None:
+    with (
+        holding_back(cli.env["ORCHESTRATOR_URL"]) as (url, held),
+        terminal(cli, "chat", "demo", "--url", url) as person,
+    ):
+        person.see("> ")
+        person.type("slow 60\r")
+        assert held.wait(30), "the answer was kept back"
+        [run] = cli.json("runs", "ls", "--limit", "1")
+        assert run["status"] in {"CREATED", "RUNNING"}
+        person.type("\x03")
+        at = person.see("> ", person.see("cancelled"))
+        person.type("\x04")
+        person.see(f"--session {run['session_id']}", at)
+        assert person.left() == 0
+    [again] = cli.json("runs", "ls", "--limit", "1")
+    assert (again["run_id"], again["status"]) == (run["run_id"], "CANCELLED")
 
 
 @shown_alike

@@ -1,10 +1,11 @@
 """Chatting: a conversation with one agent, turn by turn, in one session."""
 
+import secrets
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 import click
@@ -93,22 +94,37 @@ class _Chat:
 
     def _turn(self, text: str) -> Exit:
         """Run the agent once and show its answer; Ctrl-C cancels the run, and is raised."""
-        body = {"agent_id": self._agent, "input_message": {"role": "user", "content": text}}
+        body: dict[str, Any] = {
+            "agent_id": self._agent,
+            "input_message": {"role": "user", "content": text},
+            "request_id": f"chat_{secrets.token_hex(16)}",
+        }
         if self._session is not None:
             body["session_id"] = self._session
-        run = self._server.post("/v1/runs", body, shapes.Run)
-        self._session, self._answered = run["session_id"], True
+        run_id = ""
         try:
-            return follow(self._server.events(run["run_id"]), self._out, talk=True)
+            run_id = self._begun(body)
+            return follow(self._server.events(run_id), self._out, talk=True)
         except KeyboardInterrupt:
-            self._cancel(run["run_id"])
+            self._cancel(run_id, body)
             raise
 
-    def _cancel(self, run_id: str) -> None:
+    def _begun(self, body: dict[str, Any]) -> str:
+        """Return the run that the message began; the same message again is the same run."""
+        run = self._server.post("/v1/runs", body, shapes.Run)
+        self._session, self._answered = run["session_id"], True
+        return str(run["run_id"])
+
+    def _cancel(self, run_id: str, body: dict[str, Any]) -> None:
+        """End the run; where its id had not come yet, it is asked for first."""
         try:
-            self._server.post(f"/v1/runs/{quote(run_id, safe='')}:cancel", {"reason": "Ctrl-C"})
+            path = f"/v1/runs/{quote(run_id or self._begun(body), safe='')}:cancel"
+            self._server.post(path, {"reason": "Ctrl-C"})
         except CommandFailed as problem:
             self._out.remark(f"not cancelled: {problem.message}", "red")
+        except KeyboardInterrupt:
+            self._out.remark("not cancelled: there was no answer yet; the run may go on", "red")
+            raise
         else:
             self._out.remark("cancelled", "yellow")
 
