@@ -206,6 +206,7 @@ def test_ids_are_never_cut(cli: Command, width: int) -> None:
     cli("tail", run_id)
     shown = in_terminal(cli, "runs", "ls", "--limit", "1", width=width)
     assert run_id in shown
+    assert "DONE" in shown
     assert ("session" in shown.splitlines()[0]) == (width >= 120)
 
 

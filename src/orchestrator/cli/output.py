@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+NARROWEST: Final = 80
+"""The width that is written for at least: a narrower terminal breaks the lines, none is cut."""
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 STYLES: Final = {
     "DONE": "green", "FAILED": "red", "CANCELLED": "yellow", "RUNNING": "cyan", "CREATED": "dim",
@@ -33,6 +35,7 @@ class Output:
     def __init__(self, *, json: bool = False) -> None:
         self.json = json
         self._out = Console(highlight=False, soft_wrap=True)
+        self._out.width = max(self._out.width, NARROWEST)
         self._err = Console(stderr=True, highlight=False, soft_wrap=True)
         self._open_line = False
 
