@@ -237,7 +237,7 @@ def test_a_drained_agent_gets_no_more_runs(cli: Command, demo_agent: str) -> Non
     cli("agents", "add", "tired", demo_agent)
     assert "gets no more runs" in cli("agents", "drain", "tired").stdout
     assert cli.json("agents", "show", "tired")[0]["status"] == "draining"
-    assert "drain" in cli("invoke", "tired", "x", code=3).stderr
+    assert "drain" in cli("invoke", "tired", "x", code=6).stderr
     cli("agents", "add", "tired", demo_agent)
     cli("invoke", "tired", "count 1")
     assert "not found" in cli("agents", "drain", "nobody", code=4).stderr

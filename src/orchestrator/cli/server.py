@@ -185,6 +185,8 @@ class Server:
             message, code = str(said["error"]), str(said.get("code", ""))
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
             raise self.stranger(str(status)) from None
+        if code == "agent_draining":  # it is the agent that is away, not the server
+            raise CommandFailed(message, Exit.REFUSED)
         if status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
             raise CommandFailed(message, Exit.UNREACHABLE, f"docs/errors.md explains {code}")
         hint = "ORCHESTRATOR_KEY=ok_… is what a server is shown" if status == _UNAUTHORIZED else ""
