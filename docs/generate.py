@@ -290,7 +290,7 @@ def _command(command: click.Command, parent: click.Context) -> str:
 
 
 def _option(parameter: click.Parameter) -> str:
-    if not isinstance(parameter, click.Option):
+    if not isinstance(parameter, click.Option) or parameter.hidden:
         return ""
     value = "" if parameter.is_flag else f" {parameter.make_metavar(click.Context(program))}"
     default = f" [default: {parameter.default}]" if parameter.show_default else ""

@@ -139,13 +139,13 @@ def _first_run(url: str, endpoint: str, text: str, out: Output) -> tuple[str, in
 
 
 def _what_next(url: str, run_id: str, out: Output) -> None:
-    """Print where to look, and three commands that go on from here."""
+    """Print where to look, and commands that go on from here."""
     out.line(f"page        {url}/runs/{run_id}")
     out.line(f"events      {url}/v1/runs/{run_id}/events")
     out.line(f"API         {url}/docs")
     out.line()
     at = "" if url.endswith(":8080") else f"ORCHESTRATOR_URL={url} "
-    for command in (f'invoke {AGENT} "help"', f"replay {run_id}", "runs ls"):
+    for command in (f'invoke {AGENT} "help"', f"chat {AGENT}", f"replay {run_id}", "runs ls"):
         out.line(f"  {at}./orchestrator {command}")
     out.line()
     out.remark(f"serving at {url}; Ctrl-C stops it")
