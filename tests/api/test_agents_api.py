@@ -87,6 +87,9 @@ async def test_instances_are_shown_one_by_one(api: Client) -> None:
     for status in ("healthy", "Healthy", "HEALTHY"):
         found = (await api.get(f"/v1/agents?status={status}")).json["agents"]
         assert [one["agent_id"] for one in found] == ["a"], status
+    refused = await api.get("/v1/agents?status=alive")
+    assert refused.status == 400
+    assert "healthy, unknown, degraded, unhealthy, draining" in refused.json["error"]
 
 
 async def test_an_instance_is_named_in_the_body_or_the_query(api: Client) -> None:

@@ -243,6 +243,27 @@ def test_a_drained_agent_gets_no_more_runs(cli: Command, demo_agent: str) -> Non
     assert "not found" in cli("agents", "drain", "nobody", code=4).stderr
 
 
+def test_one_of_several_instances_is_named(cli: Command, demo_agent: str) -> None:
+    cli("agents", "add", "twins", demo_agent, "--instance", "one")
+    cli("agents", "add", "twins", "http://127.0.0.1:9", "--instance", "two")
+
+    def states() -> dict[str, str]:
+        lines = cli("agents", "show", "twins").stdout.partition("\n\n")[2].splitlines()
+        return {name: status for name, status, *_ in (line.split("\t") for line in lines)}
+
+    assert set(states()) == {"one", "two"}
+    assert "✗" not in cli("agents", "probe", "twins", "--instance", "one").stdout
+    cli("agents", "probe", "twins", "--instance", "two", code=1)
+    assert "it has one, two" in cli("agents", "probe", "twins", "--instance", "x", code=4).stderr
+    assert "--instance is empty" in cli("agents", "drain", "twins", "--instance", "", code=2).stderr
+    assert "two of twins" in cli("agents", "drain", "twins", "--instance", "two").stdout
+    assert [name for name, status in states().items() if status == "draining"] == ["two"]
+    cli("invoke", "twins", "count 1")
+    cli("agents", "rm", "twins", "--instance", "two")
+    assert set(states()) == {"one"}
+    assert "no instance" in cli("agents", "rm", "twins", "--instance", "two", code=4).stderr
+
+
 @pytest.mark.only_sqlite("a store has no part in who may call")
 def test_commands_show_their_key(
     start_server: Callable[..., Running], demo_agent: str, tmp_path: Path

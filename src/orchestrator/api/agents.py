@@ -22,6 +22,7 @@ from orchestrator.core import values
 from orchestrator.core.errors import Forbidden, InvalidRequest, RunNotFound
 from orchestrator.core.records import Agent, Retry, Timeouts
 from orchestrator.core.secret import Secret
+from orchestrator.core.wellness import STATUSES
 from orchestrator.engine import Accepted, Found, Invoke, Registration, Seen
 
 
@@ -58,8 +59,11 @@ def _token(body: RegisterBody) -> Secret | None:
 
 async def find(call: Call) -> ASGIApp:
     """Return the registered agents."""
+    status = call.query("status")
+    if status:
+        one_of(status.lower(), "status", STATUSES)
     agents = await call.engine.agents.list(
-        call.tenant, capability=call.query("capability"), status=call.query("status")
+        call.tenant, capability=call.query("capability"), status=status or None
     )
     return json_response(AgentsAnswer(agents=[_listed(agent) for agent in agents]))
 

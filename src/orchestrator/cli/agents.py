@@ -2,13 +2,15 @@
 
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import click
 
 from orchestrator.cli import options, shapes
 from orchestrator.cli.failure import CommandFailed, Exit
 from orchestrator.cli.output import Output, clock
+
+_instance: Final = click.option("--instance", metavar="ID", help="Only this one of its instances.")
 
 
 @click.command()
@@ -40,6 +42,8 @@ def ls(capability: str | None, status: str | None, json: bool, url: str | None) 
 @click.command()
 @click.argument("agent")
 @click.argument("endpoint", metavar="URL")
+@click.option("--instance", metavar="ID",
+              help="Which of several instances is at URL.  [default: default]")  # fmt: skip
 @click.option("--name", help="What people read.  [default: AGENT]")
 @click.option("--protocol", type=click.Choice(["native", "json", "openai"]), default="native",
               show_default=True, help="How the agent speaks.")  # fmt: skip
@@ -85,6 +89,7 @@ def _registration(agent: str, endpoint: str, given: dict[str, Any]) -> dict[str,
         "agent_id": agent,
         "name": given["name"] or agent,
         "endpoint": endpoint,
+        "instance_id": given["instance"],
         "protocol": given["protocol"],
         "capabilities": list(given["capabilities"]),
         "on_lost": given["on_lost"],
@@ -120,38 +125,54 @@ def _read(file: Path) -> str:
 def show(agent: str, json: bool, url: str | None) -> None:
     """Show one agent; credentials stay in the server."""
     out = Output(json=json)
-    found = options.server(url).get(_path(agent))
-    out.result(found) if json else out.fields(found)
+    found = options.server(url).get(_path(agent), shapes.AgentDetail)
+    if json:
+        out.result(found)
+        return
+    instances = found.pop("instances", [])
+    out.fields(found)
+    out.line()
+    out.table(
+        ("instance", "status", "endpoint", "runs", "last heartbeat"),
+        [
+            (one["instance_id"], one["status"], one["endpoint"], one["in_flight"],
+             clock(one.get("last_heartbeat_at")))
+            for one in instances
+        ],
+    )  # fmt: skip
 
 
 @click.command()
 @click.argument("agent")
+@_instance
 @options.as_json
 @options.url
-def rm(agent: str, json: bool, url: str | None) -> None:
+def rm(agent: str, instance: str | None, json: bool, url: str | None) -> None:
     """Forget AGENT; its runs stay."""
     out = Output(json=json)
-    answer = options.server(url).delete(_path(agent))
-    out.result(answer) if json else out.line(f"{agent} is forgotten; its runs stay")
+    answer = options.server(url).delete(_path(agent, "", instance))
+    out.result(answer) if json else out.line(f"{_named(agent, instance)} is forgotten; runs stay")
 
 
 @click.command()
 @click.argument("agent")
+@_instance
 @options.as_json
 @options.url
-def drain(agent: str, json: bool, url: str | None) -> None:
+def drain(agent: str, instance: str | None, json: bool, url: str | None) -> None:
     """Give AGENT no more runs until it registers again; those it has go on."""
     out = Output(json=json)
-    answer = options.server(url).post(f"{_path(agent)}:drain")
+    answer = options.server(url).post(_path(agent, ":drain", instance))
     if json:
         out.result(answer)
         return
-    out.line(f"{agent} gets no more runs")
+    out.line(f"{_named(agent, instance)} gets no more runs")
     out.remark(f"  ./orchestrator runs ls --agent {agent} --status running")
 
 
 @click.command()
 @click.argument("agent")
+@_instance
 @click.option("--message", default="Hello", show_default=True, help="What it is asked.")
 @click.option("--token-file", type=click.Path(path_type=Path, exists=True, allow_dash=True),
               help="The bearer token for the agent; - reads standard input.")  # fmt: skip
@@ -160,8 +181,9 @@ def drain(agent: str, json: bool, url: str | None) -> None:
 @options.as_json
 @options.url
 def probe(
-    agent: str, message: str, token_file: Path | None, seconds: float, json: bool, url: str | None
-) -> Exit:
+    agent: str, instance: str | None, message: str, token_file: Path | None, seconds: float,
+    json: bool, url: str | None,
+) -> Exit:  # fmt: skip
     """Check AGENT where it is registered: its health, and one invocation from here.
 
     The exit code is 0 when it breaks no rule that shows in one; `probe URL` tries them all.
@@ -174,13 +196,30 @@ def probe(
             f"{agent} asks for a credential, which the server keeps to itself",
             hint=f"./orchestrator agents probe {agent} --token-file FILE",
         )
-    endpoint, protocol = found["endpoint"], found.get("protocol", "native")
+    endpoint = found["endpoint"] if instance is None else _endpoint(found, instance)
+    protocol = found.get("protocol", "native")
     trial = probing.Trial(endpoint, protocol, message, token(token_file), seconds)
     return probing.probe_once(trial, Output(json=json))
 
 
-def _path(agent: str) -> str:
-    return f"/v1/agents/{quote(agent, safe='')}"
+def _endpoint(found: dict[str, Any], instance: str) -> str:
+    """Return where an instance is; raises CommandFailed for one that is not registered."""
+    known = {one["instance_id"]: one["endpoint"] for one in found.get("instances", [])}
+    if instance not in known:
+        told = f"agent {found['agent_id']} has no instance {instance!r}"
+        raise CommandFailed(told, Exit.NOT_FOUND, f"it has {', '.join(known)}")
+    return str(known[instance])
+
+
+def _path(agent: str, verb: str = "", instance: str | None = None) -> str:
+    if instance == "":
+        raise CommandFailed("--instance is empty, and without one all of them would be meant")
+    named = f"?{urlencode({'instance_id': instance})}" if instance else ""
+    return f"/v1/agents/{quote(agent, safe='')}{verb}{named}"
+
+
+def _named(agent: str, instance: str | None) -> str:
+    return agent if instance is None else f"instance {instance} of {agent}"
 
 
 agents: Final = click.Group("agents", help="List, register, show, try, drain and remove agents.")

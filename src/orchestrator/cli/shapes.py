@@ -94,6 +94,16 @@ class Agents(msgspec.Struct):
     agents: list[Agent]
 
 
+class Instance(msgspec.Struct):
+    """One of an agent's instances."""
+
+    instance_id: str
+    endpoint: str
+    status: str
+    in_flight: int
+    last_heartbeat_at: int | None = None
+
+
 class AgentDetail(msgspec.Struct):
     """One agent."""
 
@@ -101,6 +111,7 @@ class AgentDetail(msgspec.Struct):
     endpoint: str
     protocol: str = "native"
     has_auth: bool = False
+    instances: list[Instance] = []
 
 
 class Health(msgspec.Struct):
