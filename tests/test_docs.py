@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from orchestrator import settings
-from orchestrator.api import admission
-from orchestrator.clients import fetch, native, refusal
-from orchestrator.core import credentials, errors, ratelimit, values, wellness
+from orchestrator.api import admission, streams
+from orchestrator.clients import dial, fetch, native, refusal, wire
+from orchestrator.core import credentials, errors, jsontext, ratelimit, values, wellness
 from orchestrator.core.errors import AgentFailure, OrchestratorError
 from orchestrator.core.events import CATALOGUE
 from orchestrator.core.records import Retry
@@ -26,6 +26,7 @@ from orchestrator.engine import (
     pusher,
     tokens,
 )
+from orchestrator.ingress import greeting, upstream
 
 ROOT = Path(__file__).resolve().parents[1]
 SKIPPED = {".venv", ".git", "node_modules", ".pytest_cache", "src"}  # src: a part of API.md
@@ -197,6 +198,12 @@ STATED = {
     "security events of one kind": f"one audit entry in {audit.WINDOW_S:g} s",
     "keys and agents in one list, secrets in one rotation": f"{keys.KEYS_MAX:,}",
     "documents of an identity provider": f"{fetch.DOCUMENT_MAX >> 10} KiB, {fetch.TIMEOUT_S:g} s",
+    "JSON, wherever it comes from": f"{jsontext.NESTING_MAX} deep",
+    "finding and reaching an agent": f"{dial.DIAL_S:g} s",
+    "headers of an agent's answer": f"{wire.HEAD_BYTES >> 10} KiB in {wire.HEADERS} lines",
+    "a reader that takes nothing of what is sent": f"{streams.STALL_S:g} s",
+    "an answer that the ingress waits for": f"{upstream.CALL_S:g} s",
+    "life of the token that the ingress makes for a session": f"{greeting.TOKEN_S // 3600} h",
     "`request_id`": f"1 to {intake.REQUEST_ID_MAX} characters",
 }
 """Rows of the page of limits and what the code says their figure begins with."""

@@ -163,7 +163,9 @@ class Registry:
         values.name(wanted.agent_id, "agent_id")
         instance_id = wanted.instance_id or ""
         if len(instance_id) > _INSTANCE_MAX or not instance_id.isprintable():
-            raise InvalidRequest(f"instance_id must be 1 to {_INSTANCE_MAX} printable characters")
+            raise InvalidRequest(
+                f"instance_id may have at most {_INSTANCE_MAX} characters, all of them printable"
+            )
         _check_owner(wanted.agent_id, by)
         _check_endpoint(wanted.endpoint)
         try:
