@@ -16,7 +16,7 @@ class LocalMailbox:
     the store instead, at its own pace, and nobody waits for it.
     """
 
-    __slots__ = ("_bus", "_bytes", "_hear", "_hints", "_subject", "_waiter", "overflows")
+    __slots__ = ("_bus", "_bytes", "_hear", "_hints", "_subject", "_waiter")
 
     def __init__(self, bus: "LocalBus", subject: str, hear: Hear | None) -> None:
         self._bus = bus
@@ -25,7 +25,6 @@ class LocalMailbox:
         self._hints: list[Hint] = []
         self._bytes = 0
         self._waiter: asyncio.Future[None] | None = None
-        self.overflows = 0
 
     def __enter__(self) -> Self:
         self._bus.open(self._subject, self)
@@ -56,7 +55,6 @@ class LocalMailbox:
             newest = {kept.run_id: kept.head for kept in self._hints}
             self._hints = [Hint(run_id, head) for run_id, head in newest.items()]
             self._bytes = 0
-            self.overflows += 1
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

@@ -2,7 +2,6 @@
 
     OrchestratorError
     ├── InvalidRequest        400   the caller sent something we cannot take
-    │   ├── Unsupported             known, but not available here
     │   └── EgressRefused           an address that this server must not dial
     ├── Unauthorized          401   nobody we know, or no longer
     ├── Forbidden             403
@@ -46,12 +45,6 @@ class InvalidRequest(OrchestratorError):
 
     code = "invalid_request"
     status = 400
-
-
-class Unsupported(InvalidRequest):
-    """A value the contract knows and this server does not offer."""
-
-    code = "unsupported"
 
 
 class EgressRefused(InvalidRequest):
