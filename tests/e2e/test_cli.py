@@ -353,7 +353,7 @@ def test_dev_takes_the_next_port_stays_up_and_leaves_nothing_behind(
         assert f"port {port} is taken by process {busy.process.pid} (" in running.said()
         url = re.findall(r"server +(http\S+)", running.said())[0]
         agent = re.findall(r"demo agent +(http\S+)", running.said())[0]
-        assert running.said().count(f"ORCHESTRATOR_URL={url} ./orchestrator ") == 3
+        assert running.said().count(f"ORCHESTRATOR_URL={url} ./orchestrator ") == 4
         assert url != busy.url
         assert request("GET", f"{url}/health").status == 200
         assert request("GET", f"{agent}/health").status == 200

@@ -20,7 +20,8 @@ from orchestrator.settings import INGRESS_VARIABLES, load_ingress
 def start(*, until_eof: bool = False, **flags: str | None) -> int:
     """Start the ingress; every option is the environment variable of the same name.
 
-    With `until_eof` it ends with its standard input, so that it never outlives who started it.
+    With `until_eof` it ends with its standard input, so that it never outlives who started it, and
+    writes its address to standard output once it is up.
     """
     import uvloop
 
@@ -48,9 +49,10 @@ async def _serve(settings: Any, *, until_eof: bool) -> int:
         def ready() -> None:
             host = settings.ws_host or "localhost"
             told = f"[{host}]" if ":" in host else host
-            log.info(
-                "listening", url=f"ws://{told}:{port}/ws", orchestrator=settings.orchestrator_url
-            )
+            url = f"ws://{told}:{port}/ws"
+            if until_eof:
+                click.echo(url)
+            log.info("listening", url=url, orchestrator=settings.orchestrator_url)
 
         if until_eof:
             asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _end_at_eof)

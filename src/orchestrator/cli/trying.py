@@ -44,17 +44,16 @@ def _play(text: str, *, stay: bool) -> int:
     settings = load(flags=_quiet(out))
 
     async def beside(url: str) -> int | None:
-        async with _demo_agent() as endpoint, _ingress(url, out, wanted=stay) as devices:
+        async with _demo_agent() as endpoint, _ingress(url, out, wanted=stay) as ingress:
             out.line(f"server      {url}", "bold")
             out.line(f"demo agent  {endpoint}", "bold")
-            if devices:
-                out.line(f"ingress     {devices}", "bold")
             run_id, code = await asyncio.to_thread(_first_run, url, endpoint, text, out)
             if not stay:
                 out.line("this server ends now; one that stays up:")
                 out.line("  ./orchestrator dev")
                 return code
-            _what_next(url, run_id, out)
+            devices = await ingress.readline() if ingress else b""
+            _what_next(url, run_id, devices.decode().strip(), out)
             await asyncio.Event().wait()
             return None
 
@@ -102,22 +101,25 @@ async def _demo_agent() -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def _ingress(url: str, out: Output, *, wanted: bool) -> AsyncIterator[str]:
-    """Run the ingress beside the server, if its port is free; hand out its address, or nothing."""
+async def _ingress(
+    url: str, out: Output, *, wanted: bool
+) -> AsyncIterator[asyncio.StreamReader | None]:
+    """Run the ingress beside the server, if its port is free; it says its address once it is up."""
     port = load_ingress().ws_port
     if wanted and port and not ports.is_free(port):
         owner = ports.owner_of(port) or "another process"
         out.remark(f"port {port} is taken by {owner}; no ingress is started")
     if not (wanted and port and ports.is_free(port)):
-        yield ""
+        yield None
         return
     said = os.environ  # noqa: TID251  # the same process, one step on
     ingress = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "orchestrator", "ingress", "--until-eof", stdin=subprocess.PIPE,
+        sys.executable, "-m", "orchestrator", "ingress", "--until-eof",
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         env={"LOG_LEVEL": "warn", **said, "ORCHESTRATOR_URL": url}, start_new_session=True,
     )  # fmt: skip
     try:
-        yield f"ws://localhost:{port}/ws"
+        yield ingress.stdout
     finally:
         if ingress.returncode is None:
             ingress.send_signal(signal.SIGTERM)
@@ -138,11 +140,13 @@ def _first_run(url: str, endpoint: str, text: str, out: Output) -> tuple[str, in
     return run["run_id"], code
 
 
-def _what_next(url: str, run_id: str, out: Output) -> None:
+def _what_next(url: str, run_id: str, devices: str, out: Output) -> None:
     """Print where to look, and commands that go on from here."""
     out.line(f"page        {url}/runs/{run_id}")
     out.line(f"events      {url}/v1/runs/{run_id}/events")
     out.line(f"API         {url}/docs")
+    if devices:
+        out.line(f"ingress     {devices}")
     out.line()
     at = "" if url.endswith(":8080") else f"ORCHESTRATOR_URL={url} "
     for command in (f'invoke {AGENT} "help"', f"chat {AGENT}", f"replay {run_id}", "runs ls"):
