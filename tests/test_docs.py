@@ -184,7 +184,9 @@ STATED = {
     "heartbeat of an agent": f"every {heartbeats.HEARTBEAT_S} s",
     "a credential in a request": f"{admission.SHOWN_MAX >> 10} KiB",
     "a token of ours": f"{credentials.TOKEN_MAX:,} characters",
-    "`ADMIN_KEY`, a key in `SECRET_KEY`": f"at least {settings.ADMIN_KEY_MIN} ",
+    "`ADMIN_KEY`, `API_KEY`, `INGRESS_KEY`, a key in `SECRET_KEY`": (
+        f"at least {settings.ADMIN_KEY_MIN} "
+    ),
     "runs that wait for a free instance": f"{limits.AGENT_QUEUE_MAX:,},",
     "instances of an agent": f"{limits.INSTANCES_MAX:,}",
     "question for an agent's health": f"every {prober.PROBE_S:g} s",
