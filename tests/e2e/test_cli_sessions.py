@@ -159,7 +159,7 @@ def test_sessions_and_agents_are_followed_over_a_restart(
     first = start_server()
     cli = Command(first.url, tmp_path)
     cli("agents", "add", "demo", demo_agent, "--on-lost", "retry")
-    run_id = cli("invoke", "demo", "slow 3", "--detach", "--session", "s").stdout.strip()
+    run_id = cli("invoke", "demo", "slow 600", "--detach", "--session", "s").stdout.strip()
     with (
         following(cli, "tail", "--session", "s", "--json") as session,
         following(cli, "tail", "--agent", "demo", "--json") as agent,
@@ -169,10 +169,14 @@ def test_sessions_and_agents_are_followed_over_a_restart(
         first.kill()
         start_server(HTTP_PORT=first.url.rpartition(":")[2])
         for reader in (session, agent):
-            until(partial(ends, reader), "the run ends", 30 + kept.patience_s)
-            assert "agent_invoke_retrying" in reader.said()
+            patience_s = 30 + kept.patience_s
+            until(partial(said, reader, "agent_invoke_retrying"), "it goes on", patience_s)
+        cli("runs", "cancel", run_id)
+        for reader in (session, agent):
+            until(partial(ends, reader, "run_cancelled"), "the run ends")
         later = cli("invoke", "demo", "count 2", "--detach", "--session", "s").stdout.strip()
-        logs = [cli("tail", name, "--json").stdout for name in (run_id, later)]
+        whole = {run_id: 5, later: 0}
+        logs = [cli("tail", name, "--json", code=code).stdout for name, code in whole.items()]
         for reader in (session, agent):
             until(partial(told, reader, *logs), "the next run is told")
 
