@@ -28,7 +28,12 @@ from orchestrator.core.states import HOLDS_SESSION, OPEN, RunState
 from orchestrator.core.trace import of_run
 from orchestrator.engine.family import Family
 from orchestrator.engine.ledger import Ledger
-from orchestrator.engine.limits import CHILDREN_MAX, SESSION_QUEUE_MAX, EngineSettings
+from orchestrator.engine.limits import (
+    CHILDREN_MAX,
+    SESSION_PARALLEL_MAX,
+    SESSION_QUEUE_MAX,
+    EngineSettings,
+)
 from orchestrator.ports import Where
 
 REQUEST_ID_MAX = 256
@@ -282,7 +287,8 @@ def _room(request: Invoke) -> int | None:
     """Return how many runs may be in the way of the new one."""
     if request.parent_run_id is not None:
         return CHILDREN_MAX - 1
-    return {"reject": 0, "enqueue": SESSION_QUEUE_MAX}.get(request.on_busy)
+    rooms = {"reject": 0, "enqueue": SESSION_QUEUE_MAX, "parallel": SESSION_PARALLEL_MAX - 1}
+    return rooms.get(request.on_busy)
 
 
 def _no_room(request: Invoke, run: Run, oldest: Run) -> Conflict | QueueFull:
@@ -298,6 +304,12 @@ def _no_room(request: Invoke, run: Run, oldest: Run) -> Conflict | QueueFull:
             f"session {run.session_id} is busy with run {oldest.run_id}; wait for its end, or send "
             "this with another on_busy",
             run_id=oldest.run_id,
+        )
+    if run.parallel:
+        return QueueFull(
+            f"{SESSION_PARALLEL_MAX} parallel runs of session {run.session_id} are open, as many "
+            "as may be; wait for one of them to end",
+            retry_after=1,
         )
     return QueueFull(
         f"{SESSION_QUEUE_MAX} runs of session {run.session_id} wait for their turn, as many as "

@@ -40,6 +40,8 @@ DEPTH_MAX = 8
 """How deep a tree of runs may become."""
 SESSION_QUEUE_MAX = 100
 """How many runs of a session may wait for their turn."""
+SESSION_PARALLEL_MAX = 100
+"""How many runs of a session may go beside the others at a time."""
 CHILDREN_MAX = 100
 """How many runs that one run has started may be open at a time."""
 TREE_MAX = 1000

@@ -7,7 +7,7 @@ from orchestrator.core.errors import QueueFull, SessionBusy
 from orchestrator.core.frames import Delta, Done
 from orchestrator.core.records import Message, Run
 from orchestrator.core.states import RunState
-from orchestrator.engine.limits import SESSION_QUEUE_MAX
+from orchestrator.engine.limits import SESSION_PARALLEL_MAX, SESSION_QUEUE_MAX
 from orchestrator.ports import AgentCall
 from orchestrator.testing.engine_rig import Frames, Place, Rig, hang, refused, running, until
 
@@ -142,6 +142,11 @@ class TheBusySessions:
             with refused(QueueFull, f"{SESSION_QUEUE_MAX} runs of session s1 wait"):
                 await rig.invoke()
             assert (await rig.invoke("beside", on_busy="parallel")).parallel
+            async with asyncio.TaskGroup() as tasks:
+                for n in range(SESSION_PARALLEL_MAX - 1):
+                    tasks.create_task(rig.invoke(f"p{n}", on_busy="parallel"))
+            with refused(QueueFull, f"{SESSION_PARALLEL_MAX} parallel runs of session s1"):
+                await rig.invoke("one too many", on_busy="parallel")
             assert (await rig.invoke("elsewhere", session_id="s2")).run_id
             waiting = await rig.engine.runs.find(session_id="s1", status=["created"], limit=200)
             queued = [run for run in waiting.items if not run.parallel]

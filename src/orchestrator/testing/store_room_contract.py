@@ -48,6 +48,18 @@ class TheRoom:
         again = await store.commit(r.end(first), replace(r.accept(r.run(51)), room=7))
         assert [type(outcome) for outcome in again] == [Committed, Committed]
 
+    async def test_parallel_runs_are_counted_by_themselves(self, store: Store) -> None:
+        await committed(store, r.accept(r.run(1)), r.accept(r.run(2)))
+        beside = [r.run(n, parallel=True) for n in range(10, 30)]
+        async with asyncio.TaskGroup() as tasks:
+            ops = [replace(r.accept(made), room=2) for made in beside]
+            tries = [tasks.create_task(store.commit(op)) for op in ops]
+        outcomes = [task.result()[0] for task in tries]
+        assert sum(isinstance(outcome, Committed) for outcome in outcomes) == 3
+        oldest, _, third = await store.find(Run, ("parallel", "=", True), order="key", limit=3)
+        assert [o.record for o in outcomes if isinstance(o, Refused)] == [third] * 17
+        await committed(store, r.end(oldest), replace(r.accept(r.run(50, parallel=True)), room=2))
+
     async def test_children_are_counted_by_parent_and_while_they_are_open(
         self, store: Store
     ) -> None:

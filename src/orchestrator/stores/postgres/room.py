@@ -12,7 +12,7 @@ from orchestrator.stores.postgres.tables import plain
 
 _SESSION: Final = (
     "tenant = {0} AND session_id = {1} AND status IN ('CREATED', 'RUNNING') "
-    "AND parent_run_id IS NULL AND NOT parallel ORDER BY key LIMIT 1 OFFSET {2}"
+    "AND parent_run_id IS NULL AND parallel = {2} ORDER BY key LIMIT 1 OFFSET {3}"
 )
 _CHILDREN: Final = (
     "parent_run_id = {0} AND status IN "
@@ -36,7 +36,7 @@ class Way(NamedTuple):
 def way_of(run: Run, room: int) -> Way:
     """Return where a run that is to be created looks for room."""
     if run.parent_run_id is None:
-        return Way(_SESSION, (plain(run.tenant), plain(run.session_id), room))
+        return Way(_SESSION, (plain(run.tenant), plain(run.session_id), run.parallel, room))
     return Way(_CHILDREN, (plain(run.parent_run_id), room))
 
 

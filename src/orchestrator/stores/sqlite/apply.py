@@ -30,7 +30,7 @@ from orchestrator.stores.sqlite.tables import TABLES
 _RUNS: Final = TABLES[Run]
 _IN_THE_WAY: Final = (
     f"SELECT {_RUNS.select} FROM runs WHERE tenant = ? AND session_id = ? "
-    "AND status IN ('CREATED', 'RUNNING') AND parent_run_id IS NULL AND NOT parallel "
+    "AND status IN ('CREATED', 'RUNNING') AND parent_run_id IS NULL AND parallel = ? "
     "ORDER BY key LIMIT 1 OFFSET ?"
 )
 _OPEN_CHILDREN: Final = (
@@ -122,7 +122,7 @@ class Applier:
 
     def _find_room(self, run: Run, room: int) -> None:
         if run.parent_run_id is None:
-            row = self._one(_IN_THE_WAY, (run.tenant, run.session_id, room))
+            row = self._one(_IN_THE_WAY, (run.tenant, run.session_id, run.parallel, room))
         else:
             row = self._one(_OPEN_CHILDREN, (run.parent_run_id, room))
         if row:

@@ -169,9 +169,10 @@ class Applier:
 def _is_in_the_way(other: Run, run: Run) -> bool:
     if run.parent_run_id is not None:
         return other.parent_run_id == run.parent_run_id and other.status in OPEN
-    if other.parent_run_id is not None or other.parallel or other.status not in HOLDS_SESSION:
+    if other.parent_run_id is not None or other.status not in HOLDS_SESSION:
         return False
-    return (other.tenant, other.session_id) == (run.tenant, run.session_id)
+    here = (run.tenant, run.session_id, run.parallel)
+    return (other.tenant, other.session_id, other.parallel) == here
 
 
 def _agrees(record: Record, where: Mapping[str, Any]) -> bool:
