@@ -10,7 +10,7 @@ from typing import Any
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from ..ingress.rig import Device, connected, device, ingress_process, pushed_of
+from ..ingress.rig import Device, connected, device, ingress_process, pushed_of, resident
 from ..processes import Running
 from ..rigs import Tally
 from .load import CUT, Agent, call, invoke, register
@@ -196,12 +196,12 @@ async def test_a_device_that_never_reads_costs_bounded_memory(
             await register(server.url, agent_url)
             host, port = running.url.removeprefix("http://").split(":")
             deaf = [await _deaf(host, int(port)) for _ in range(8)]
-            before = _resident(running)
+            before = resident(running)
             await reads.invoke()
             told = await reads.take_run()
             assert told[-1]["type"] == "done"
-            tally.most("MiB grown", (_resident(running) - before) / (1 << 20))
-            assert _resident(running) - before < 64 << 20
+            tally.most("MiB grown", (resident(running) - before) / (1 << 20))
+            assert resident(running) - before < 64 << 20
             async with asyncio.timeout(30):
                 for one in deaf:
                     assert await _close_code(one) == 1013
@@ -243,8 +243,3 @@ async def _close_code(one: tuple[asyncio.StreamReader, asyncio.StreamWriter]) ->
         return None
     finally:
         writer.close()
-
-
-def _resident(running: Running) -> int:
-    pages = Path(f"/proc/{running.process.pid}/statm").read_text().split()[1]
-    return int(pages) * 4096

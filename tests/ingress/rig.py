@@ -100,6 +100,36 @@ async def connected(running: Running, **how: Any) -> AsyncIterator[Device]:
         yield Device(socket)
 
 
+def raw_frame(opcode: int, body: bytes = b"", *, last: bool = True) -> bytes:
+    """Return a client's frame of up to 125 bytes, masked with nothing."""
+    return bytes([(0x80 if last else 0) | opcode, 0x80 | len(body), 0, 0, 0, 0]) + body
+
+
+@asynccontextmanager
+async def raw_device(
+    running: Running,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Shake hands, and leave the frames to the caller; little that is not read is kept."""
+    host, port = running.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 12)
+    try:
+        writer.write(
+            b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+            b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+def resident(running: Running) -> int:
+    """Return the bytes of memory that a process has."""
+    pages = Path(f"/proc/{running.process.pid}/statm").read_text().split()[1]
+    return int(pages) * 4096
+
+
 async def pushed_of(url: str, run_id: str) -> list[int]:
     """Return the seqs of those events of a run's log that devices are sent."""
     status, page = await call(url, "GET", f"/v1/runs/{run_id}/events?limit=1000")

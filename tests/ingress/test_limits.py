@@ -9,8 +9,10 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from ..fault.load import Agent, register
-from ..processes import until
-from .rig import Device, Started, connected, device, health
+from ..processes import Running, until
+from .rig import Device, Started, connected, device, health, raw_device, raw_frame, resident
+
+FLOOD, WARM = 24 << 20, 32
 
 
 async def _closed(one: Device) -> tuple[int, str]:
@@ -91,3 +93,42 @@ async def test_a_device_that_does_not_read_is_cut_and_resumes(
         async with device(running, session_id=session, cursor=ack["cursor"], last_seq=last) as back:
             rest = await back.take_run()
         assert [m["event_id"] for m in got + rest] == [m["event_id"] for m in told]
+
+
+async def test_pings_that_nobody_reads_the_answers_of_cost_nothing(
+    server: str, start_ingress: Started
+) -> None:
+    running = start_ingress(server)
+    async with raw_device(running) as (reader, writer):
+        writer.transport.pause_reading()  # type: ignore[attr-defined]  # a read transport, too
+        assert await _grown(running, writer, raw_frame(9, b"x" * 125)) < 8 << 20
+        writer.write(raw_frame(9, b"the last"))
+        writer.transport.resume_reading()  # type: ignore[attr-defined]  # as above
+        async with asyncio.timeout(20):
+            found = b""
+            while not found.endswith(b"the last"):
+                found = found[-8:] + await reader.read(1 << 16)
+
+
+async def test_empty_pieces_of_a_message_cost_nothing(server: str, start_ingress: Started) -> None:
+    running = start_ingress(server)
+    async with raw_device(running) as (reader, writer):
+        writer.write(raw_frame(1, b'{"type":', last=False))
+        assert await _grown(running, writer, raw_frame(0, last=False), 12 << 20) < 6 << 20
+        writer.write(raw_frame(0, b'"hello"}'))
+        async with asyncio.timeout(20):
+            await reader.readuntil(b"hello_ack")
+
+
+async def _grown(
+    running: Running, writer: asyncio.StreamWriter, frame: bytes, flood: int = FLOOD
+) -> int:
+    """Send a frame again and again; return by how many bytes the ingress has grown."""
+    many = frame * ((64 << 10) // len(frame))
+    before = 0
+    for n in range(flood // len(many)):
+        if n == WARM:  # what reading itself takes is there now
+            before = resident(running)
+        writer.write(many)
+        await writer.drain()
+    return resident(running) - before

@@ -73,6 +73,7 @@ class Connection(asyncio.Protocol):
         "_heard",
         "_inbox",
         "_loop",
+        "_owed",
         "_paused",
         "_pieces",
         "_pinged",
@@ -95,6 +96,7 @@ class Connection(asyncio.Protocol):
         self._inbox: deque[bytes] = deque()
         self._pieces: list[bytes] = []
         self._drained: asyncio.Future[None] | None = None
+        self._owed = b""
         self._paused = self._working = self._closing = self.gone = False
         self._written = self._taken = 0
         self._heard = self._pinged = self._stalled = self._loop.time()
@@ -143,6 +145,9 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Let whoever waits go on."""
         self._paused = False
+        owed, self._owed = self._owed, b""
+        if owed and not (self._closing or self.gone):
+            self._transport.write(owed)
         drained, self._drained = self._drained, None
         if drained is not None and not drained.done():
             drained.set_result(None)
@@ -212,7 +217,8 @@ class Connection(asyncio.Protocol):
     def _frame(self, frame: Frame) -> None:
         if frame.opcode not in {Opcode.TEXT, Opcode.BINARY, Opcode.CONT} or self._closing:
             return
-        self._pieces.append(bytes(frame.data))
+        if frame.data:  # of empty pieces there may be any number
+            self._pieces.append(bytes(frame.data))
         if not frame.fin:
             return
         message, self._pieces = b"".join(self._pieces), []
@@ -265,11 +271,14 @@ class Connection(asyncio.Protocol):
         self._part()
 
     def _flush(self, ws: ServerProtocol) -> None:
+        """Send what the protocol itself says; a device that reads nothing is owed its last pong."""
         for data in ws.data_to_send():
-            if data:
-                self._transport.write(data)
-            else:
+            if not data:
                 self._transport.close()
+            elif self._paused and ws.state is State.OPEN:
+                self._owed = data
+            elif not self._closing:
+                self._transport.write(data)
 
     def _part(self) -> None:
         if self._closing:
