@@ -166,3 +166,15 @@ async def test_a_stop_sends_devices_elsewhere(server: str, start_ingress: Starte
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1012
     assert running.process.wait(STOP_S) == 0, running.said()
+
+
+async def test_a_second_signal_kills_nobody_who_leaves(server: str, start_ingress: Started) -> None:
+    running = start_ingress(server)
+    async with device(running):
+        sent = 0
+        while running.process.poll() is None:
+            running.process.send_signal(signal.SIGTERM)
+            sent += 1
+            await asyncio.sleep(0)
+    assert sent > 1
+    assert running.process.returncode == 0, running.said()

@@ -28,6 +28,7 @@ LEAVE_S: Final = 2.0
 _LOOK_S: Final = 0.5
 _BACKLOG: Final = 2048
 _SEND_BUFFER: Final = 128 << 10
+_STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 _METHODS: Final = {"/ws": "GET", "/health": "GET", "/internal/send": "POST"}
 _TAKEN: Final = {"X-Ingress": "tail", "X-Batch": "1"}
 
@@ -183,12 +184,15 @@ async def _serve(
 
 @contextlib.asynccontextmanager
 async def _signals(stop: Callable[[], None]) -> AsyncIterator[None]:
-    """Listen to SIGTERM and SIGINT for as long as the context is open."""
+    """Listen to SIGTERM and SIGINT; behind the context, which is the process's end, to neither."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOPS:
         loop.add_signal_handler(number, stop)
     try:
         yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+        for number in _STOPS:
+            loop.remove_signal_handler(number)  # from here a signal would kill
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
