@@ -127,6 +127,29 @@ async def test_a_cursor_in_the_middle_of_a_replay_counts(
     assert [run_id for run_id in runs if seqs(told, run_id)] == runs[2:]
 
 
+@pytest.mark.parametrize(("missed", "elsewhere"), [(120, True), (280, False)])
+async def test_the_ends_of_runs_have_cursors_however_much_was_missed(
+    server: str, start_ingress: Started, missed: int, elsewhere: bool
+) -> None:
+    here = start_ingress(server)
+    there = start_ingress(server) if elsewhere else here
+    session = f"long-{missed}"
+    async with _agent(server, 1), device(here, session_id=session) as stays:
+        async with device(here, session_id=session) as leaves:
+            await leaves.invoke()
+            cursor = (await leaves.take_run())[-1]["cursor"]
+        await stays.take_run()
+        runs = []
+        for _ in range(missed):
+            runs.append(await invoke(server, session))
+            await stays.take_run(runs[-1])
+        async with device(there, session_id=session, cursor=cursor) as back:
+            told = await back.take_run(runs[-1])
+            assert list(dict.fromkeys(message["run_id"] for message in told)) == runs
+            await back.invoke()
+            assert (await back.take_run())[-1]["cursor"]
+
+
 async def test_a_device_without_a_cursor_hears_what_comes(
     server: str, start_ingress: Started
 ) -> None:

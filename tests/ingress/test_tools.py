@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from .rig import Device, Started, device
+from .rig import Device, Started, connected, device, health
 
 ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
     "/v1/tools/register": (200, {"ok": True, "registered_count": 2}),
@@ -23,12 +23,16 @@ ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 class Server(BaseHTTPRequestHandler):
-    """The routes of CONTRACT §6, a session without runs, and its stream."""
+    """The routes of CONTRACT §6, sessions without runs, one with too many, and their streams."""
 
     protocol_version = "HTTP/1.1"
     asked: list[tuple[str, Any]] = []  # noqa: RUF012  # emptied by the fixture
 
     def do_GET(self) -> None:
+        if "session_id=endless" in self.path:
+            run = {"run_id": "run_1", "status": "DONE", "last_seq": 9, "created_at": 1}
+            self._answer(200, {"runs": [run] * 1000, "has_more": True, "next_cursor": "c"})
+            return
         if not self.path.endswith("/events"):
             self._answer(200, {"runs": [], "has_more": False})
             return
@@ -95,3 +99,15 @@ async def test_messages_of_tools_go_to_their_routes(
     assert asked["/v1/tools/register"]["session_id"] == "s"
     assert asked["/v1/tool_calls/tc_1/result"] == {"ok": True, "result": 8, "run_id": "run_1"}
     assert asked["/v1/approvals/ap_1/decide"] == {"decision": "approve", "reason": "y"}
+
+
+async def test_who_missed_more_than_is_told_is_in_no_session(
+    orchestrator: str, start_ingress: Started
+) -> None:
+    running = start_ingress(orchestrator)
+    async with connected(running) as one:
+        refused = await one.hello(session_id="endless", cursor="start")
+        assert (refused["type"], refused["code"]) == ("error", "invalid_request")
+        assert "leave the cursor out" in refused["message"]
+        assert health(running)["sessions"] == 0
+        assert (await one.hello(session_id="endless"))["type"] == "hello_ack"

@@ -101,7 +101,7 @@ class Device:
         named = {"request_id": request_id, "run_id": run_id}
         self.say(problem.fields() | {name: text for name, text in named.items() if text})
         if problem.final:
-            self._line.close(POLICY, problem.code)
+            self._line.close(POLICY if problem.code == "unauthorized" else FAILED, problem.code)
 
     # ------------------------------------------------------------ which session
 
@@ -118,6 +118,9 @@ class Device:
                 if not told:
                     self._tell(problem, hello.request_id)
                 told = True
+            except Problem:
+                self.leave()
+                raise
             await self._lobby.world.sleep(wait_s)
             wait_s = min(wait_s * 2, RETRY_S[1])
 
@@ -199,7 +202,7 @@ class Device:
         """Let go of the device: its credential is not good any more, or the ingress's for it."""
         own = self._greeted is not None and self._greeted.token is None
         self.leave()
-        if own:
+        if own and problem.code == "unauthorized":
             self._line.close(RESTART, "come again: your session is opened anew")
             return
         self._tell(problem, None)
@@ -213,7 +216,7 @@ class Device:
             if event.seq > seq:
                 at = place if event.run_id not in self._ahead and not self._ahead else None
                 fresh.append(portion.frame(event, at, creator=creator))
-            if event.seq >= seq:
+            if event.seq >= seq or event.ends:
                 self._ahead.pop(event.run_id, None)
         self._send(b"".join(fresh))
 

@@ -46,6 +46,7 @@ class Missed:
         self._over: dict[str, int] = {}
         self._had: dict[str, int] = {}
         """Runs that another ingress has told the device of whole, though the tail may be behind."""
+        self._accepted: dict[str, int] = {}
         self._beyond: set[str] = set()
         self._newest: str | None = None
         self._newest_at = 0
@@ -94,6 +95,7 @@ class Missed:
         cursor: str | None = None
         while True:
             page = await self._upstream.runs(self._tail.session_id, self._bearer, cursor=cursor)
+            self._accepted |= {run.run_id: run.created_at for run in page.runs}
             for at, run in enumerate(page.runs):
                 if run.run_id == place.newest or run.created_at < place.newest_at - _SKEW_MS:
                     self._had = {one.run_id: one.last_seq for one in page.runs[at:]}
@@ -125,12 +127,12 @@ class Missed:
         while self.meanwhile:
             run_id = next(iter(self.meanwhile))
             await self._read(run_id, creator=creator)
-        tail = self._tail
         ahead = {**self._had, **self.seqs, **self._over}
+        accepted, lacks = self._accepted, self._tail.lacks
         return {
             run_id: seq
             for run_id, seq in ahead.items()
-            if not tail.is_over(run_id) and seq > (tail.passed(run_id) or 0)
+            if lacks(run_id, seq, accepted.get(run_id, 0))
         }
 
     async def _read(self, run_id: str, *, creator: bool) -> None:

@@ -80,11 +80,12 @@ class SessionTail:
         self.bearer = bearer
         self.readers: set[Reader] = set()
         self.seqs: dict[str, int] = {}
-        self.ended: dict[str, None] = {}
+        self._ended: dict[str, int] = {}
         self._upstream = upstream
         self._world = world
         self._cursors = cursors
         self._before: dict[str, None] = {}
+        self._forgotten = 0
         self._newest: str | None = None
         self._newest_at = 0
         self._cursor = ""
@@ -101,6 +102,8 @@ class SessionTail:
                 self.seqs.setdefault(run.run_id, run.last_seq)
         if runs.runs:
             self._newest, self._newest_at = runs.runs[0].run_id, runs.runs[0].created_at
+        if runs.has_more:
+            self._forgotten = runs.runs[-1].created_at
 
     @property
     def place(self) -> Place:
@@ -117,7 +120,18 @@ class SessionTail:
 
     def is_over(self, run_id: str) -> bool:
         """Return whether nothing more of a run will be passed on."""
-        return run_id in self.ended or run_id in self._before
+        return run_id in self._ended or run_id in self._before
+
+    def lacks(self, run_id: str, seq: int, accepted_at: int) -> bool:
+        """Return whether events of a run up to `seq` are still to be passed on.
+
+        A run that it does not know, accepted (milliseconds UTC) before one that it has forgotten,
+        was over long ago.
+        """
+        so_far = self.seqs.get(run_id)
+        if so_far is not None:
+            return so_far < seq
+        return not self.is_over(run_id) and accepted_at >= self._forgotten
 
     async def run(self) -> None:
         """Read until cancelled, or until the session may be read no more."""
@@ -184,7 +198,7 @@ class SessionTail:
         if run_id in self._before:
             if event.ends:
                 del self._before[run_id]
-                self._note_end(run_id)
+                self._note_end(event)
             return False
         last = self.seqs.get(run_id)
         if last is not None and event.seq <= last:
@@ -194,13 +208,13 @@ class SessionTail:
         self.seqs[run_id] = event.seq
         if event.ends:
             del self.seqs[run_id]
-            self._note_end(run_id)
+            self._note_end(event)
         return True
 
-    def _note_end(self, run_id: str) -> None:
-        self.ended[run_id] = None
-        if len(self.ended) > _ENDED_KEPT:
-            del self.ended[next(iter(self.ended))]
+    def _note_end(self, event: Passed) -> None:
+        self._ended[event.run_id] = event.ts
+        if len(self._ended) > _ENDED_KEPT:
+            self._forgotten = self._ended.pop(next(iter(self._ended)))
 
 
 async def looked_up(
