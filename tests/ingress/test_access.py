@@ -125,6 +125,23 @@ async def test_the_scopes_of_a_token_judge(keyed: Keyed, start_ingress: Started)
     await _refused(running, session_id="other", token=keyed.token("mine", "read"))
 
 
+@pytest.mark.parametrize("session", [{}, {"session_id": "named"}])
+@pytest.mark.parametrize("key", ["", f"ok_{'0' * 43}"])
+async def test_a_key_that_the_ingress_lacks_is_no_fault_of_its_devices(
+    keyed: Keyed, start_ingress: Started, key: str, session: dict[str, str]
+) -> None:
+    running = keyed.start(start_ingress, ORCHESTRATOR_KEY=key)
+    async with connected(running) as one:
+        told = await one.hello(api_key=keyed.api_key, **session)
+        assert (told["code"], told["retryable"]) == ("orchestrator_fail", True)
+        assert "ORCHESTRATOR_KEY" in told["message"]
+        with pytest.raises(ConnectionClosed) as closed:
+            await one.take()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1011
+    assert "orchestrator_key_refused" in running.said()
+
+
 async def test_a_token_that_ends_ends_its_device(keyed: Keyed, start_ingress: Started) -> None:
     running = keyed.start(start_ingress)
     token = keyed.token("mine", "read", "invoke", ttl_s=2)

@@ -25,6 +25,8 @@ async def test_the_messages_of_the_first_implementation_work_unchanged(
             assert ack["cursor"]
             await one.invoke(request_id="r1", ts=2, session_id="sess_001")
             told = await one.take_run()
+            await one.invoke(request_id="", session_id="")  # as good as left out
+            assert (await one.take_run())[-1]["type"] == "done"
     types = [message["type"] for message in told]
     assert types == ["run_started", "delta", "delta", "delta", "done"]
     started = told[0]

@@ -29,7 +29,7 @@ async def forward(
     What comes of it is told by the session's events. Only messages of tools, which have none, are
     answered by an `ok` with what the orchestrator said.
     """
-    if message.session_id not in {None, greeted.session_id}:
+    if message.session_id and message.session_id != greeted.session_id:
         raise Problem("invalid_request", "session_id is not the session that hello has opened")
     path, body = _request(greeted, message)
     answer = await upstream.post(path, body, bearer)

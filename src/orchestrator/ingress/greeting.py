@@ -17,6 +17,9 @@ from orchestrator.ingress.tail import Reader, SessionTail, looked_up
 from orchestrator.ingress.told import IngressSettings
 from orchestrator.ingress.upstream import NOT_FOUND, Upstream
 from orchestrator.ports import World
+from orchestrator.telemetry import get_logger
+
+log = get_logger(__name__)
 
 SCOPES: Final = ("read", "invoke", "tool_result", "decide")
 TOKEN_S: Final = 86_400
@@ -131,7 +134,10 @@ class Lobby:
         if hello.session_id is None:
             return True
         own = self._settings.orchestrator_key
-        return await self.upstream.session_cursor(session_id, own) is None
+        try:
+            return await self.upstream.session_cursor(session_id, own) is None
+        except Problem as problem:
+            raise _as_seen(problem, own=True) from None
 
     # ------------------------------------------------------------ which tail
 
@@ -176,8 +182,7 @@ class Lobby:
         except Problem as problem:
             if problem.cause == NOT_FOUND:
                 raise Problem("unauthorized", _FOREIGN, final=True) from problem
-            problem.final = problem.code == "unauthorized"
-            raise
+            raise _as_seen(problem, own=greeted.token is None) from None
         tail = SessionTail(self.upstream, self.world, self._cursors, _key(greeted), bearer)
         tail.begin(runs, open_runs, cursor or "")
         return tail
@@ -205,6 +210,21 @@ class Lobby:
         running = self._running.pop(tail, None)
         if running is not None:
             running.cancel()
+
+
+def _as_seen(problem: Problem, *, own: bool) -> Problem:
+    """Return what a device is told that is not let in, for its credential or the ingress's `own`.
+
+    The latter is no fault of the device, and an operator can mend it.
+    """
+    if problem.code != "unauthorized":
+        return problem
+    if not own:
+        problem.final = True
+        return problem
+    log.error("orchestrator_key_refused", why=problem.message, cause=problem.cause)
+    told = f"the orchestrator does not let the ingress in, see ORCHESTRATOR_KEY: {problem.message}"
+    return Problem("orchestrator_fail", told, cause=problem.cause, retryable=True, final=True)
 
 
 def _key(greeted: Greeted) -> tuple[str, str]:
