@@ -6,6 +6,7 @@
 const BACKOFF_MS = 250;
 const BACKOFF_MAX_MS = 15_000;
 const RUNS_MAX = 100;
+const NOT_ALLOWED = 1008;
 
 /** Connect to the ingress at `url` (`ws://…/ws`); the session is known when this resolves. */
 export async function connect(url, options = {}) {
@@ -28,6 +29,8 @@ export class IngressConnection {
   #failures = 0;
   #closed = null;
   #waiting = [];
+  #asked = new Map();
+  #refused = null;
   #settle;
 
   /**
@@ -47,10 +50,12 @@ export class IngressConnection {
     this.#open();
   }
 
-  /** Ask an agent; what comes of it is pushed. */
-  invoke(agentId, content, { requestId } = {}) {
+  /** Ask an agent, once however often the connection breaks; what comes of it is pushed. */
+  invoke(agentId, content, { requestId = randomId() } = {}) {
     const message = { role: "user", content };
-    this.send({ type: "agent_invoke", request_id: requestId, agent_id: agentId, message });
+    const asked = { type: "agent_invoke", request_id: requestId, agent_id: agentId, message };
+    this.#asked.set(requestId, asked);
+    if (this.#greeted()) this.send(asked);
   }
 
   /** Hand in what a tool brought: `{result}`, or `{error}`. */
@@ -100,7 +105,7 @@ export class IngressConnection {
     this.#socket = socket;
     socket.onopen = () => socket.send(JSON.stringify(this.#hello()));
     socket.onmessage = ({ data }) => this.#take(JSON.parse(data));
-    socket.onclose = () => this.#again();
+    socket.onclose = (close) => this.#again(close);
     socket.onerror = () => undefined; // a close follows
   }
 
@@ -113,8 +118,9 @@ export class IngressConnection {
     };
   }
 
-  #again() {
+  #again({ code, reason }) {
     if (this.#closed) return;
+    if (code === NOT_ALLOWED && reason === this.#refused?.code) return this.#end(this.#refused);
     const full = Math.min(BACKOFF_MS * 2 ** this.#failures++, BACKOFF_MAX_MS);
     setTimeout(() => this.#closed || this.#open(), full * (0.5 + Math.random() / 2));
   }
@@ -128,8 +134,12 @@ export class IngressConnection {
 
   #take(message) {
     if (message.type === "hello_ack") return this.#welcome(message);
-    if (message.type === "error" && message.code === "unauthorized") {
-      return this.#end(Object.assign(new Error(message.message), { code: message.code }));
+    if (message.type === "error" && !message.seq) {
+      this.#refused = Object.assign(new Error(message.message), { code: message.code });
+      if (!this.#socket.greeted && !message.retryable) return this.#end(this.#refused);
+    }
+    if (message.type === "run_started" || message.type === "error") {
+      this.#asked.delete(message.request_id);
     }
     if (this.#isDouble(message)) return;
     this.cursor = message.cursor ?? this.cursor;
@@ -148,6 +158,7 @@ export class IngressConnection {
       .map(([name, { run: _, ...tool }]) => ({ name, ...tool }));
     if (tools.length) this.send({ type: "register_tools", tools });
     for (const message of this.#waiting.splice(0)) this.send({ ...message, session_id });
+    for (const message of this.#asked.values()) this.send(message);
     this.#settle.resolve();
   }
 
@@ -170,4 +181,8 @@ export class IngressConnection {
       this.submitToolResult(request, { error: { code: "tool_error", message } });
     }
   }
+}
+
+function randomId() {
+  return crypto.getRandomValues(new Uint32Array(4)).join("-");
 }

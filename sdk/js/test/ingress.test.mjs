@@ -123,6 +123,62 @@ test("who may not come in learns why, and nothing is tried again", async (t) => 
   assert.equal(count, 1);
 });
 
+test("what a message may not do is told, and the connection stays until it may not", async (t) => {
+  const refused = { type: "error", code: "unauthorized", message: "the token may only read" };
+  let count = 0;
+  const url = await ingress(async (socket) => {
+    count += 1;
+    socket.send(ack);
+    const { request_id } = await socket.next();
+    socket.send({ ...refused, request_id });
+    socket.send(delta(1, "a"));
+    await socket.next();
+    socket.send({ ...refused, message: "the token has expired" });
+    socket.close(1008, "unauthorized");
+  }, t);
+  const connection = await connect(url, { token: "t" });
+  connection.invoke("a", "Hello");
+  const told = await taken(connection, 2);
+  assert.deepEqual(told.map(({ type }) => type), ["error", "delta"]);
+  connection.cancel("run_1");
+  await assert.rejects(taken(connection, 9), { code: "unauthorized", message: "the token has expired" });
+  assert.equal(count, 1);
+});
+
+test("a hello that cannot be done ends it; one that may succeed later does not", async (t) => {
+  const url = await ingress((socket) => {
+    socket.send({ type: "error", code: "orchestrator_fail", message: "away", retryable: true });
+    socket.send({ type: "error", code: "invalid_request", message: "no such cursor" });
+  }, t);
+  const connection = new IngressConnection(url, { sessionId: "s", cursor: "old" });
+  await assert.rejects(connection.ready, { code: "invalid_request", message: "no such cursor" });
+  assert.equal((await connection[Symbol.asyncIterator]().next()).value.code, "orchestrator_fail");
+});
+
+test("an invocation that broke off is asked again, with the same id, until it is answered", async (t) => {
+  const asked = [];
+  let heard;
+  const third = new Promise((resolve) => (heard = resolve));
+  const url = await ingress(async (socket, _, count) => {
+    socket.send(ack);
+    if (count === 3) socket.send(delta(2, "a"));
+    asked.push(await socket.next());
+    if (count === 1) return socket.cut();
+    const { request_id } = asked.at(-1);
+    socket.send({ type: "run_started", run_id: "run_1", seq: 1, request_id });
+    if (count === 2) return void setTimeout(() => socket.cut(), 50);
+    heard();
+  }, t);
+  const connection = await connect(url, { token: "t" });
+  connection.invoke("a", "Hello");
+  assert.equal((await taken(connection, 2))[0].request_id, asked[0].request_id);
+  connection.cancel("run_1");
+  await third;
+  assert.deepEqual(asked.map(({ type }) => type), ["agent_invoke", "agent_invoke", "cancel_run"]);
+  assert.equal(asked[0].request_id, asked[1].request_id);
+  connection.close();
+});
+
 test("closing ends the iteration", async (t) => {
   const url = await ingress((socket) => socket.send(ack), t);
   const connection = await connect(url, { token: "t" });

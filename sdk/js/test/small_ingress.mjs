@@ -53,6 +53,13 @@ class Socket {
     return new Promise((resolve) => this.#waiting.push(resolve));
   }
 
+  /** Close, and say why. */
+  close(code, reason) {
+    this.#raw.write(Buffer.concat([
+      Buffer.from([0x88, 2 + reason.length, code >> 8, code & 0xff]), Buffer.from(reason),
+    ]));
+  }
+
   /** Break the connection. */
   cut() {
     this.#raw.destroy();
