@@ -117,6 +117,12 @@ async def test_a_push_that_was_not_taken_is_unavailable(script: Script) -> None:
     assert len(ingress.requests) == 1
 
 
+async def test_a_push_that_is_refused_names_the_key() -> None:
+    async with FakeAgent(answering_json({}, 401)) as ingress, client() as http:
+        with pytest.raises(Unavailable, match="INGRESS_KEY"):
+            await IngressPush(http, ingress.url).push("default", "s", [b"{}"])
+
+
 async def test_a_push_is_never_sent_twice_by_itself() -> None:
     async with FakeAgent(_hang_up_when_asked_twice) as ingress, client() as http:
         push = IngressPush(http, ingress.url)

@@ -14,6 +14,7 @@ from orchestrator.ports import PushAnswer
 
 TIMEOUT_S: Final = 10.0
 _BODY_MAX: Final = 64 * 1024
+_REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
 
 class IngressPush:
@@ -39,6 +40,9 @@ class IngressPush:
         )
         try:
             async with self._http.open(request) as answer:
+                if answer.status in _REFUSED:
+                    told = f"the ingress refused the push with {answer.status}"
+                    raise Unavailable(f"{told}; its INGRESS_KEY must be the one of this server")
                 if answer.status != HTTPStatus.OK:
                     raise Unavailable(f"the ingress did not take it: {answer.status}")
                 return await _taken(answer)
