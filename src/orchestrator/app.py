@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import errno
 import gc
-import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -38,7 +37,7 @@ from orchestrator.stores.copying import Copied, Told, copied
 from orchestrator.stores.sqlite import announce, locate, open_store
 from orchestrator.stores.steps import Plan
 from orchestrator.telemetry import exporting, get_logger
-from orchestrator.world import RealWorld
+from orchestrator.world import RealWorld, stop_signals
 
 log = get_logger(__name__)
 
@@ -286,7 +285,7 @@ async def _serve(
 ) -> int:
     server = _Server(_uvicorn(engine, settings))
     stop = _Stop(engine)
-    async with asyncio.TaskGroup() as tasks, stop.signals():
+    async with asyncio.TaskGroup() as tasks, stop_signals(stop.now):
         serving = tasks.create_task(server.serve(sockets=sockets), name="http")
         async with engine.running():
             helper = tasks.create_task(_beside(beside, server, settings, stop), name="beside")
@@ -347,18 +346,6 @@ class _Stop:
         log.info("draining", runs=self._engine.in_flight)
         self.code = code
         self.wanted.set()
-
-    @contextlib.asynccontextmanager
-    async def signals(self) -> AsyncIterator[None]:
-        """Listen to SIGTERM and SIGINT for as long as the context is open."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.now)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
 
 
 def _uvicorn(engine: Engine, settings: Settings) -> uvicorn.Config:

@@ -1,15 +1,19 @@
-"""The real clock, randomness and names."""
+"""The real clock, randomness, names and signals."""
 
 import asyncio
 import secrets
+import signal
 import socket
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _BOOT_GRAIN_S: Final = 60.0
 _POOL_BYTES: Final = 4096
+_STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class RealWorld:
@@ -54,3 +58,21 @@ class RealWorld:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         pairs = [(int(family), str(sockaddr[0])) for family, _, _, _, sockaddr in found]
         return list(dict.fromkeys(pairs))
+
+
+@asynccontextmanager
+async def stop_signals(stop: Callable[[], None]) -> AsyncIterator[None]:
+    """Call `stop` at each SIGTERM and SIGINT; behind the context, where a process ends, neither is
+    heard: one more must not kill what is about to end well.
+    """
+    loop = asyncio.get_running_loop()
+    for number in _STOPS:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+        for number in _STOPS:
+            loop.remove_signal_handler(number)  # from here on a signal would kill
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)

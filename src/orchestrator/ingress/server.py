@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -20,6 +19,7 @@ from orchestrator.ingress.told import IngressSettings
 from orchestrator.ingress.upstream import Upstream
 from orchestrator.ports import World
 from orchestrator.telemetry import get_logger
+from orchestrator.world import stop_signals
 
 log = get_logger(__name__)
 
@@ -28,7 +28,6 @@ LEAVE_S: Final = 2.0
 _LOOK_S: Final = 0.5
 _BACKLOG: Final = 2048
 _SEND_BUFFER: Final = 128 << 10
-_STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 _METHODS: Final = {"/ws": "GET", "/health": "GET", "/internal/send": "POST"}
 _TAKEN: Final = {"X-Ingress": "tail", "X-Batch": "1"}
 
@@ -147,7 +146,7 @@ async def serve(
 ) -> int:
     """Serve on bound sockets until SIGTERM or SIGINT; return the exit code."""
     stop = asyncio.Event()
-    async with asyncio.TaskGroup() as tasks, _signals(stop.set):
+    async with asyncio.TaskGroup() as tasks, stop_signals(stop.set):
         upstream = Upstream(http_client, settings.orchestrator_url)
         inside = tasks.create_task(
             _serve(settings, upstream, world, sockets, ready), name="ingress"
@@ -180,19 +179,3 @@ async def _serve(
         finally:
             await stack.aclose()
             await ingress.end()
-
-
-@contextlib.asynccontextmanager
-async def _signals(stop: Callable[[], None]) -> AsyncIterator[None]:
-    """Listen to SIGTERM and SIGINT; behind the context, which is the process's end, to neither."""
-    loop = asyncio.get_running_loop()
-    for number in _STOPS:
-        loop.add_signal_handler(number, stop)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
-        for number in _STOPS:
-            loop.remove_signal_handler(number)  # from here a signal would kill
-            signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
