@@ -321,6 +321,9 @@ async def test_what_goes_wrong_inside_is_told_with_the_ids(
     attempt, whole = [line for line in lines if line["event"] == "span_ended"]
     assert (attempt["outcome"], attempt["error"]) == ("failed", "RuntimeError")
     assert (whole["outcome"], whole["error"]) == ("failed", "internal_error")
+    (end,) = [line for line in lines if line["event"] == "run_failed"]
+    assert shown(end) == (run.run_id, "s1", "demo")
+    assert (end["log_level"], end["code"], end["attempt"]) == ("info", "internal_error", 1)
 
 
 async def test_an_event_is_no_span(tmp_path: Path, lines: list[Any]) -> None:

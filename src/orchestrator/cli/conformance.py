@@ -31,9 +31,18 @@ class Answer:
     """What one invocation brought."""
 
     frames: list[Frame] = field(default_factory=list)
+    begun: bool = False
     batches: int = 0
     first_ms: int | None = None
     failure: AgentFailure | None = None
+
+    @property
+    def code(self) -> str:
+        """Return the code of its failure; one that hung up without a word broke an earlier step."""
+        if self.failure is None:
+            return ""
+        silent = self.failure.code == "agent_eof" and not self.begun
+        return _NO_ANSWER if silent else self.failure.code
 
     @property
     def text(self) -> str:
@@ -41,6 +50,7 @@ class Answer:
         return "".join(frame.text for frame in self.frames if isinstance(frame, Delta))
 
 
+_NO_ANSWER: Final = "no answer"
 _STEPS: Final = (
     (
         "POST {path} can be reached",
@@ -49,7 +59,7 @@ _STEPS: Final = (
     ),
     (
         "it answers 200 and does not redirect",
-        ("agent_status",),
+        ("agent_status", _NO_ANSWER),
         "answer an invocation with 200; a refusal belongs into an `error` event",
     ),
     (
@@ -116,7 +126,6 @@ class Conformance:
         )
 
     def _steps(self, answer: Answer) -> list[Verdict]:
-        code = answer.failure.code if answer.failure else ""
         words = {
             "url": self.endpoint,
             "path": "/v1/chat/completions" if self.protocol == "openai" else "/invoke",
@@ -125,7 +134,7 @@ class Conformance:
         verdicts: list[Verdict] = []
         broken = False
         for rule, codes, fix in _STEPS:
-            bad = code in codes
+            bad = answer.code in codes
             good = None if broken else not bad
             said = answer.failure.message if bad and answer.failure else ""
             verdicts.append(
@@ -143,6 +152,7 @@ class Conformance:
                 asyncio.timeout(self.seconds),
                 self.client.open(self._call(run_id, content or self.content)) as batches,
             ):
+                answer.begun = True
                 async for batch in batches:
                     if batch and answer.first_ms is None:
                         answer.first_ms = int((time.monotonic() - began) * 1000)

@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Any, Final
 from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
+import click
 import msgspec
 
 from orchestrator.cli.failure import CommandFailed, Exit
@@ -18,6 +19,8 @@ SILENCE_S: Final = 45.0
 """A stream without so much as a comment for this long is dead: comments come every 15 s."""
 RETURN_S: Final = 60.0
 """How long a stream tries to come back to a server that went away."""
+TELL_S: Final = 2.0
+"""After so long a person is told what is waited for."""
 _PAUSE_S: Final = 0.5
 _BROKEN: Final = (OSError, http.client.HTTPException)
 _UNAUTHORIZED: Final = 401
@@ -86,10 +89,11 @@ class Server:
 
     def _followed(self, path: str, cursor: str, ends: frozenset[str]) -> Iterator[SSEEvent]:
         deadline: float | None = None
+        told = False
         while True:
             try:
                 for event in self._stream(path, cursor, ends):
-                    deadline = None
+                    deadline, told = None, False
                     if event is not None:
                         cursor = event.id or cursor
                         yield event
@@ -97,6 +101,10 @@ class Server:
                 deadline = deadline or time.monotonic() + RETURN_S
                 if time.monotonic() > deadline:
                     raise self._unreachable(error) from error
+                if not told and time.monotonic() > deadline - RETURN_S + TELL_S:
+                    told = True
+                    waiting = f"{self.url} is away; waiting for it, {RETURN_S:.0f} s at most"
+                    click.echo(f"\norchestrator: {waiting}", err=True)
                 time.sleep(_PAUSE_S)
             else:
                 return

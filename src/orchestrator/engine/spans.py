@@ -9,7 +9,9 @@ from orchestrator.core.states import RunState
 from orchestrator.core.trace import Trace, of_run
 from orchestrator.engine.clocks import Stopped
 from orchestrator.ports import Claimed, World
-from orchestrator.telemetry import Ended, Span, heard, span, tell
+from orchestrator.telemetry import Ended, Span, get_logger, heard, span, tell
+
+log = get_logger(__name__)
 
 _STOPS: Final = (Stopped, Conflict, CancelledError)
 """What leaves an attempt that somebody else has ended, or that is let go of."""
@@ -45,6 +47,11 @@ class RunSpans:
     def ended(self, run: Run) -> None:
         """Tell of the end of a run."""
         _, invocation, agent = self._driven.pop(run.run_id, (None, None, None))
+        if run.status is RunState.FAILED:
+            log.info(
+                "run_failed", run_id=run.run_id, session_id=run.session_id, agent_id=run.agent_id,
+                code=run.error_code, attempt=run.attempt,
+            )  # fmt: skip
         taken_ms = (run.ended_at or run.created_at) - run.created_at
         tell(
             Ended(
