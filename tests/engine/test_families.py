@@ -7,6 +7,7 @@ import pytest
 
 from orchestrator.buses.local import LocalBus
 from orchestrator.core.errors import RunNotActive
+from orchestrator.core.project import RUN_MAX
 from orchestrator.core.records import Run, Timer
 from orchestrator.core.states import RunState
 from orchestrator.engine import Accepted, Invoke
@@ -142,3 +143,17 @@ async def test_who_calls_while_a_child_is_given_up_gets_a_new_one(
             go_on.set()
         assert second.result().run_id != first.run_id
         assert (await rig.stored(first)).status is RunState.CANCELLED
+
+
+async def test_the_topmost_run_is_the_one_that_was_too_late(tmp_path: Path) -> None:
+    async with running(tmp_path / "o.db", hang) as rig:
+        parent = await rig.invoke("parent")
+        await until(lambda: rig.agent.open_now == 1)
+        child = await rig.child(parent)
+        assert child.deadline_at == parent.deadline_at
+        timer = Timer(run_id=child.run_id, kind=RUN_MAX, due_at=child.deadline_at)
+        await rig.engine._upkeep._fire(timer)
+        assert (await rig.stored(parent)).error_code == "run_timeout"
+        ended = await rig.stored(child)
+        assert (ended.status, ended.error_message) == (RunState.CANCELLED, "parent run failed")
+        assert await rig.store.find(Timer) == []

@@ -28,12 +28,13 @@ class Called:
 class Relative:
     """An agent that calls others, each once per invocation, and ends when all of them have.
 
-    Without others it stays until it is left, or with `answers` is done at once.
+    Without others it stays until it is left, or with `answers` is done after `thinks_s`.
     """
 
     agent_id: str
     calls: Sequence[str] = ()
     answers: bool = False
+    thinks_s: float = 0.0
     called: list[Called] = field(default_factory=list)
 
     async def __call__(self, peer: Peer) -> None:
@@ -60,6 +61,7 @@ class Relative:
                 tasks.create_task(_until_left(peer, call_child(asked, body, agent_id, f"{number}")))
             if not self.calls and not self.answers:
                 await peer.hung_up()
+            await asyncio.sleep(self.thinks_s)
 
 
 async def _until_left(peer: Peer, work: Any) -> None:

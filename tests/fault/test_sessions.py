@@ -18,6 +18,8 @@ pytestmark = BOTH
 AT_ONCE = 5
 WIDTH = 100
 """How many requests are on their way at a time."""
+THINKS_S = 0.05
+"""How long an agent takes, so that messages meet a busy session."""
 PER_SESSION = 64 << 10
 """Bytes of the server's memory that a session with its five runs may cost."""
 MIB = 1 << 20
@@ -92,7 +94,7 @@ async def test_a_thousand_sessions_keep_their_order(
     sessions = [f"s{n}" for n in range(rounds_of(1000))]
     tally.expect("messages queued", "children called")
     agents = [
-        Relative("talker", answers=True), Relative("parent", ["child"]),
+        Relative("talker", answers=True, thinks_s=THINKS_S), Relative("parent", ["child"]),
         Relative("child", answers=True),
     ]  # fmt: skip
     with nursery() as nurse:

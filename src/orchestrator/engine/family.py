@@ -63,6 +63,18 @@ class Family:
                 path=path,
             )
 
+    async def topmost_late(self, run: Run) -> Run:
+        """Return the topmost run above one whose time is over, that ran out of it with that one.
+
+        Its end takes those below along, and no agent hears first that its child was too late.
+        """
+        while run.parent_run_id is not None:
+            above = await self._ledger.store.get(Run, run.parent_run_id, deciding=True)
+            if above is None or above.status in ENDED or above.deadline_at > run.deadline_at:
+                break
+            run = above
+        return run
+
     async def asked(self, parent: Run | None) -> Invocation | None:
         """Return what the parent was asked."""
         if parent is None:

@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 from orchestrator.core.decide import Fail
-from orchestrator.core.errors import Conflict, RunNotFound, Unavailable
+from orchestrator.core.errors import Conflict, Unavailable
 from orchestrator.core.ops import Committed, Delete, Op, Patch
 from orchestrator.core.project import RUN_MAX
 from orchestrator.core.records import Agent, Instance, Run, Timer
@@ -26,6 +26,7 @@ _BURY_SWEEPS = 120
 """An hour of sweeps, after which every agent is looked for; only older programs leave anything."""
 _AT_ONCE = 500
 """Children that are read at once."""
+_TOO_LATE = "the run reached its longest allowed life (RUN_MAX_MS, or its parent's)"
 _TRIM_BATCH = 100
 _TRIM_ROUNDS = 100
 """Batches of runs retired per sweep; others' commits go between them."""
@@ -75,14 +76,13 @@ class Upkeep:
 
     async def _fire(self, timer: Timer) -> None:
         if timer.kind == RUN_MAX:
-            message = "the run reached its longest allowed life (RUN_MAX_MS, or its parent's)"
-            try:
-                run = await self._ledger.load(timer.run_id, deciding=True)
-                if run.status not in ENDED:
-                    await self._ledger.execute(run, Fail(code="run_timeout", message=message))
-                    return
-            except (Conflict, RunNotFound):
-                log.info("timer_too_late", run_id=timer.run_id, kind=timer.kind)
+            run = await self._store.get(Run, timer.run_id, deciding=True)
+            if run is not None and run.status not in ENDED:
+                late = await self._family.topmost_late(run)
+                with suppress(Conflict):  # it has ended meanwhile; the timer is looked at again
+                    await self._ledger.execute(late, Fail(code="run_timeout", message=_TOO_LATE))
+                return
+            log.info("timer_too_late", run_id=timer.run_id, kind=timer.kind)
         elif timer.kind.startswith(CALLED):
             await self._family.tell_late(timer)
             return
