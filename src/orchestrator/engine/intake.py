@@ -1,6 +1,8 @@
 """Takes an invocation: checks it, makes it a run, and answers the same for the same key."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -76,6 +78,14 @@ class Accepted(msgspec.Struct, frozen=True):
     repeated: bool = False
 
 
+@dataclass(slots=True)
+class _Coming:
+    """Runs on their way into one session: a look at the store does not find those sent before."""
+
+    arrived: int = 0
+    sent: int = 0
+
+
 class Intake:
     """Everything between a request to invoke and a durable run."""
 
@@ -91,6 +101,7 @@ class Intake:
         self._wake = wake
         self._has_room = has_room
         self._family = Family(ledger)
+        self._coming: dict[tuple[str, str], _Coming] = {}
         self.draining = False
 
     async def take(self, request: Invoke) -> Accepted:
@@ -173,20 +184,52 @@ class Intake:
         key: IdempotencyKey | None,
     ) -> Accepted:
         run = self._run(request, session_id, parent)
-        queued = not run.parallel and parent is None and await self._busy(run)
         if key is not None:
             key = msgspec.structs.replace(
                 key, ref=run.run_id, run_id=run.run_id, created_at=run.created_at
             )
-        command = Accept(
-            message_id=run.message_id,
-            role=request.role,
-            content=request.content,
-            queued=queued,
+        invocation = await self._invocation(request, run, parent)
+        with self._arriving(run) as coming:
+            in_turn = parent is None and not run.parallel
+            busy = in_turn and await self._busy(run)
+            # Nothing is awaited from here to the commit: who is sent first goes first.
+            command = Accept(
+                message_id=run.message_id,
+                role=request.role,
+                content=request.content,
+                queued=in_turn and (busy or coming.sent > 0),
+            )
+            coming.sent += in_turn
+            op = accept(
+                run,
+                command,
+                self._ledger.event_ids(run),
+                invocation,
+                user_id=_user(request),
+                key=key,
+                timer=self._family.telling(parent, run) if parent is not None else None,
+                room=_room(request),
+            )
+            in_order = self._ledger.store.in_order
+            if in_order:
+                self._wake(run.run_id)  # the claim is made right behind this commit
+            outcome = await self._ledger.create(run, op)
+            if not in_order:
+                self._wake(run.run_id)
+        if isinstance(outcome, Refused):
+            return await self._lost_race(request, run, key, outcome)
+        run = msgspec.structs.replace(
+            run, key=outcome.key, head=outcome.head, version=outcome.version
         )
+        if parent is not None:
+            await self._family.tell(parent, run)
+        return Accepted(run)
+
+    async def _invocation(self, request: Invoke, run: Run, parent: Run | None) -> Invocation:
+        """Return what the run is asked."""
         asked = await self._family.asked(parent)
         traceparent, tracestate = _trace(request, parent, asked)
-        invocation = Invocation(
+        return Invocation(
             run_id=run.run_id,
             role=request.role,
             content=request.content,
@@ -196,30 +239,19 @@ class Intake:
             tracestate=tracestate,
             scopes=await self._family.scopes(parent, asked),
         )
-        op = accept(
-            run,
-            command,
-            self._ledger.event_ids(run),
-            invocation,
-            user_id=_user(request),
-            key=key,
-            timer=self._family.telling(parent, run) if parent is not None else None,
-            room=_room(request),
-        )
-        in_order = self._ledger.store.in_order
-        if in_order:
-            self._wake(run.run_id)  # the claim is made right behind this commit
-        outcome = await self._ledger.create(run, op)
-        if not in_order:
-            self._wake(run.run_id)
-        if isinstance(outcome, Refused):
-            return await self._lost_race(request, run, key, outcome)
-        run = msgspec.structs.replace(
-            run, key=outcome.key, head=outcome.head, version=outcome.version
-        )
-        if parent is not None:
-            await self._family.tell(parent, run)
-        return Accepted(run)
+
+    @contextmanager
+    def _arriving(self, run: Run) -> Iterator["_Coming"]:
+        """Note that a run is on its way into its session, with all that are so now."""
+        session = (run.tenant, run.session_id)
+        coming = self._coming.setdefault(session, _Coming())
+        coming.arrived += 1
+        try:
+            yield coming
+        finally:
+            coming.arrived -= 1
+            if not coming.arrived:
+                del self._coming[session]
 
     async def _lost_race(
         self, request: Invoke, run: Run, key: IdempotencyKey | None, outcome: Refused

@@ -129,6 +129,15 @@ class TheBusySessions:
             places = [message.pos for message in found[:6]]
             assert places == sorted(set(places))
 
+    async def test_who_waits_is_told_also_when_all_come_at_once(self, place: Place) -> None:
+        async with running(place, hang) as rig:
+            async with asyncio.TaskGroup() as tasks:
+                tries = [tasks.create_task(rig.invoke(f"m{n}")) for n in range(5)]
+            runs = sorted((task.result() for task in tries), key=lambda run: run.key)
+            told = [(await rig.log(run))[1]["payload"].get("queued", False) for run in runs]
+            assert told == [False, True, True, True, True]
+            await rig.engine.runs.cancel(runs[0].run_id, "enough")
+
     async def test_a_sessions_queue_is_bounded_and_outlives_the_server(self, place: Place) -> None:
         async with running(place, hang) as rig:
             await rig.invoke("first")
