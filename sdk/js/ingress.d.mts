@@ -1,11 +1,15 @@
 import type { Content, Tool } from "./client.mjs";
 
-/** A message of the ingress; `type` is a live name: `delta`, `state`, `done`, `error`, … */
+/**
+ * A message of the ingress; `type` is a live name: `delta`, `state`, `done`, `error`, …, or
+ * `log_reset`: forget what came of the run after `after_seq`, it comes again.
+ */
 export interface Pushed {
   type: string;
   ts?: number;
   run_id?: string;
   seq?: number;
+  after_seq?: number;
   session_id?: string;
   [name: string]: any;
 }

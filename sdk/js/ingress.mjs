@@ -141,7 +141,8 @@ export class IngressConnection {
     if (message.type === "run_started" || message.type === "error") {
       this.#asked.delete(message.request_id);
     }
-    if (this.#isDouble(message)) return;
+    if (message.type === "log_reset") this.#goBack(message);
+    else if (this.#isDouble(message)) return;
     this.cursor = message.cursor ?? this.cursor;
     this.#inbox.push(message);
     this.#wake();
@@ -171,6 +172,11 @@ export class IngressConnection {
     this.#seqs.set(run_id, seq);
     if (this.#seqs.size > RUNS_MAX) this.#seqs.delete(this.#seqs.keys().next().value);
     return false;
+  }
+
+  /** Note that what came of a run after a seq is void; what comes again is no double. */
+  #goBack({ run_id, after_seq }) {
+    if (this.#seqs.get(run_id) > after_seq) this.#seqs.set(run_id, after_seq);
   }
 
   async #use(tool, request) {

@@ -112,6 +112,21 @@ async def test_a_reader_that_saw_more_is_reset(tmp_path: Path) -> None:
         assert agreeing.raw.startswith(b"id: 6.1\nevent: run_done\n")
         assert (await api.get(path, Last_Event_ID="6.1")).status == 204
         assert (await api.get(f"{path}?after_seq=9")).status == 204
+        assert (await api.get(f"/v1/runs/{made.run_id}")).json["generation"] == 1
+
+
+async def test_a_page_after_more_than_is_left_is_reset(tmp_path: Path) -> None:
+    made = await _left_open(tmp_path / "o.db", "first")
+    store = await open_store(f"file:{tmp_path}/left.db", world=FakeWorld(boot_id="second"))
+    await store.commit(r.append(made, *r.deltas(2)))
+    await store.close()
+    async with serving(at(tmp_path / "left.db")) as api:
+        path = f"/v1/runs/{made.run_id}/events"
+        page = (await api.get(f"{path}?cursor=9.0&limit=1")).json
+        assert (page["log_reset"], page["next_cursor"]) == ({"after_seq": 5}, "6.1")
+        assert [event["seq"] for event in page["events"]] == [6]
+        for cursor in ("6.1", "9.1", "5.0", "9"):
+            assert "log_reset" not in (await api.get(f"{path}?cursor={cursor}")).json
 
 
 async def test_a_reader_of_a_session_that_saw_more_is_reset(tmp_path: Path) -> None:
@@ -124,7 +139,7 @@ async def test_a_reader_of_a_session_that_saw_more_is_reset(tmp_path: Path) -> N
     async with serving(at(tmp_path / "left.db")) as api:
         for read in (older, newer):
             frames = await _frames(api, read.text(), 3)
-            reset = f'{{"run_id":"{made.run_id}","after_seq":5}}'
+            reset = f'{{"run_id":"{made.run_id}","after_seq":5,"generation":1}}'
             assert frames[0] == {"event": "log_reset", "data": reset}
             assert [msgspec.json.decode(one["data"])["seq"] for one in frames[1:]] == [6, 7]
             cursor = SessionCursor.parse(frames[1]["id"], TENANT, "s1")

@@ -63,6 +63,24 @@ test("after a break it says how far it has come, and passes on nothing twice", a
   connection.close();
 });
 
+test("log_reset is passed on, and what comes again is no double", async (t) => {
+  let heard;
+  const again = new Promise((resolve) => (heard = resolve));
+  const reset = { type: "log_reset", run_id: "run_1", after_seq: 1, cursor: "c2" };
+  const url = await ingress((socket, hello, count) => {
+    socket.send(ack);
+    if (count === 2) return heard(hello);
+    for (const message of [delta(1, "a"), delta(2, "b"), reset, delta(2, "new")]) socket.send(message);
+    setTimeout(() => socket.cut(), 50);
+  }, t);
+  const connection = await connect(url, {});
+  const [, , told, fresh] = await taken(connection, 4);
+  assert.deepEqual([told, fresh.text], [reset, "new"]);
+  const { cursor, last_seq } = await again;
+  assert.deepEqual([cursor, last_seq], ["c2", { run_1: 2 }]);
+  connection.close();
+});
+
 test("what is said before the session is there is kept", async (t) => {
   const url = await ingress(async (socket) => {
     socket.send(ack);

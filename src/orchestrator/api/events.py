@@ -1,5 +1,7 @@
 """A run's log: a page of it, or its stream."""
 
+from typing import Any
+
 import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp
@@ -20,17 +22,19 @@ async def page(call: Call) -> ASGIApp:
     """Return a page of the log, or the stream where the caller accepts one."""
     if call.wants_stream():
         return await stream(call)
-    cursor = call.query("cursor") or call.query("after_seq")
+    point = resume_point(None, call.query("cursor") or call.query("after_seq"))
     after_ts = call.number("after_ts", 0, 0, values.NUMBER_MAX) if call.query("after_ts") else None
+    run = await call.engine.runs.get(await call.run_id(), call.tenant)
+    agreed = point.agreed(run.forks)
     found = await call.engine.runs.events(
-        await call.run_id(),
-        call.tenant,
-        after_seq=resume_point(None, cursor).seq,
+        run,
+        after_seq=point.seq if agreed is None else agreed,
         after_ts=after_ts,
         types=_types(call),
         limit=call.number("limit", 100, 1, LIMIT_MAX),
     )
-    return Response(_page_bytes(found), media_type="application/json")
+    body = _page_bytes(found, len(run.forks), agreed)
+    return Response(body, media_type="application/json")
 
 
 def _types(call: Call) -> frozenset[str]:
@@ -40,11 +44,14 @@ def _types(call: Call) -> frozenset[str]:
     return frozenset(wanted)
 
 
-def _page_bytes(page: EventPage) -> bytes:
+def _page_bytes(page: EventPage, generation: int, agreed: int | None) -> bytes:
     """Return the answer around the stored bytes, which go out as they are."""
-    tail = {"has_more": page.has_more, "next_cursor": str(page.next_seq)}
+    mark = f".{generation}" if generation else ""
+    tail: dict[str, Any] = {"has_more": page.has_more, "next_cursor": f"{page.next_seq}{mark}"}
     if page.trimmed:
         tail["trimmed"] = True
+    if agreed is not None:
+        tail["log_reset"] = {"after_seq": agreed}
     events = b",".join(event.data for event in page.events)
     return b'{"events":[' + events + b"]," + msgspec.json.encode(tail)[1:]
 

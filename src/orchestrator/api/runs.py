@@ -268,4 +268,5 @@ def run_answer(run: Run) -> RunAnswer:
         else None,
         trimmed=run.trimmed,
         parallel=run.parallel,
+        generation=len(run.forks),
     )

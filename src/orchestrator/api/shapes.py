@@ -169,6 +169,7 @@ class RunAnswer(Answer, frozen=True, kw_only=True):
     error: RunError | None = None
     trimmed: bool = False
     parallel: bool = False
+    generation: int = 0
 
 
 class RunsAnswer(Answer, frozen=True, kw_only=True):
@@ -212,13 +213,20 @@ class EventAnswer(Answer, frozen=True, kw_only=True):
     payload: dict[str, Any]
 
 
+class LogResetAnswer(Answer, frozen=True, kw_only=True):
+    """What the reader saw after this seq is void: a loss of power took it."""
+
+    after_seq: int
+
+
 class EventsAnswer(Answer, frozen=True, kw_only=True):
-    """A page of a run's log."""
+    """A page of a run's log; `log_reset` comes before its events."""
 
     events: list[EventAnswer]
     has_more: bool
     next_cursor: str
     trimmed: bool = False
+    log_reset: LogResetAnswer | None = None
 
 
 class MessageAnswer(Answer, frozen=True, kw_only=True):

@@ -221,8 +221,7 @@ class Runs:
 
     async def events(
         self,
-        run_id: str,
-        tenant: str = TENANT,
+        run: Run,
         *,
         after_seq: int = 0,
         after_ts: int | None = None,
@@ -230,11 +229,10 @@ class Runs:
         limit: int = 100,
     ) -> EventPage:
         """Return the next `limit` events after `after_seq` that were written after `after_ts`."""
-        run = await self.get(run_id, tenant)
         found: list[LogEvent] = []
         seq = after_seq
         while len(found) <= limit:
-            scanned = await self._ledger.store.read(run_id, seq, _SCAN)
+            scanned = await self._ledger.store.read(run.run_id, seq, _SCAN)
             found += [event for event in scanned if _wanted(event, types, after_ts)]
             if not scanned:
                 break

@@ -29,10 +29,14 @@ class SessionEvent(msgspec.Struct, frozen=True):
 
 
 class LogReset(msgspec.Struct, frozen=True):
-    """What the reader saw of a run after `after_seq` is void: a loss of power took it."""
+    """What the reader saw of a run after `after_seq` is void: a loss of power took it.
+
+    `generation` is that of the run's log from now on.
+    """
 
     run_id: str
     after_seq: int
+    generation: int
 
 
 SessionItem: TypeAlias = SessionEvent | LogReset
@@ -144,7 +148,7 @@ class SessionFollower:
             self._cursor.forks[run.run_id] = len(run.forks)
         if agreed is not None and agreed < seq:
             self._cursor.seqs[run.run_id] = agreed
-            yield [LogReset(run.run_id, agreed)]
+            yield [LogReset(run.run_id, agreed, len(run.forks))]
         async for items in self._read(run.run_id):
             yield items
 

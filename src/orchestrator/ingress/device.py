@@ -132,7 +132,7 @@ class Device:
             self.leave()
             return
         if self._missed is not None:
-            await self._missed.find(greeted.place_or_start, hello.last_seq)
+            await self._missed.find(greeted.place, hello.last_seq)
         self._greeted = greeted
         self._ack(hello, greeted, tail)
         if self._missed is not None:
@@ -198,6 +198,14 @@ class Device:
         else:
             self._send(portion.frames(creator=self._greeted.creator))
 
+    def reopened(self) -> None:
+        """Go back to where the tail is, if ahead of it: the log may have lost what lies between."""
+        if self._missed is not None:
+            self._missed.doubt()
+        elif self._ahead:
+            self.leave()
+            self._line.close(RESTART, "come again: the orchestrator was away")
+
     def lose(self, problem: Problem) -> None:
         """Let go of the device: its credential is not good any more, or the ingress's for it."""
         own = self._greeted is not None and self._greeted.token is None
@@ -212,7 +220,9 @@ class Device:
         """Send what the device has not had: what it missed was read beyond the tail."""
         fresh: list[bytes] = []
         for event, place in portion.events:
-            seq = self._ahead.get(event.run_id, 0)
+            if event.resets:
+                self._ahead.pop(event.run_id, None)
+            seq = self._ahead.get(event.run_id, -1)
             if event.seq > seq:
                 at = place if event.run_id not in self._ahead and not self._ahead else None
                 fresh.append(portion.frame(event, at, creator=creator))

@@ -45,11 +45,6 @@ class Greeted(msgspec.Struct, frozen=True, kw_only=True):
     place: Place | None = None
     resumes: bool = False
 
-    @property
-    def place_or_start(self) -> Place:
-        """Return where the device was, the start where it only says how far it came."""
-        return self.place or Place()
-
 
 class Entering(Reader, Protocol):
     """A reader that is told of the tail that it is given."""

@@ -2,7 +2,7 @@
 
 from typing import Final, Protocol
 
-from orchestrator.ingress.frames import Passed, passed
+from orchestrator.ingress.frames import Passed, passed, reset
 from orchestrator.ingress.place import Place
 from orchestrator.ingress.problems import Problem
 from orchestrator.ingress.tail import SessionTail
@@ -31,9 +31,10 @@ class Sink(Protocol):
 class Missed:
     """The way of one device from its place to where the tail of its session is.
 
-    `seqs` says how far it has come with each run that it must be told of. What the tail passes on
-    meanwhile is not kept: its run is noted and read from the log, too, so the memory that this
-    takes does not grow with what was missed. Raises Problem where the orchestrator is away.
+    `seqs` says how far it has come with each run that it must be told of, `_generations` in which
+    generation of its log, where it knows. What the tail passes on meanwhile is not kept: its run is
+    noted and read from the log, too, so the memory that this takes does not grow with what was
+    missed. Raises Problem where the orchestrator is away.
     """
 
     def __init__(self, upstream: Upstream, tail: SessionTail, sink: Sink) -> None:
@@ -43,6 +44,7 @@ class Missed:
         self._tail = tail
         self._bearer = tail.bearer
         self._sink = sink
+        self._generations: dict[str, int] = {}
         self._over: dict[str, int] = {}
         self._had: dict[str, int] = {}
         """Runs that another ingress has told the device of whole, though the tail may be behind."""
@@ -55,20 +57,28 @@ class Missed:
         """Note a run of which the tail has passed something on."""
         self.meanwhile[run_id] = None
 
-    async def find(self, place: Place, told: dict[str, int] | None) -> None:
+    def doubt(self) -> None:
+        """Read all open runs once more: the log may have lost what was read of them."""
+        self.meanwhile |= dict.fromkeys(self.seqs)
+
+    async def find(self, cursor: Place | None, told: dict[str, int] | None) -> None:
         """Find out of which runs there may be more.
 
-        `told` is what the device itself says of runs; it can only shorten what is sent.
+        `told` is what the device itself says of runs; it can only shorten what is sent. Without a
+        cursor nothing says of which generation it is; it is taken as today's.
         """
+        place = cursor or Place()
         passing = list(self._tail.seqs)  # before the list, which so has each of them
         runs = await self._later(place, told)
-        for run_id, seq in place.seqs.items():
-            self.seqs[run_id] = seq
+        self.seqs.update(place.seqs)
         for run in reversed(runs):
             self.seqs.setdefault(run.run_id, 0)
         for run_id, seq in (told or {}).items():
             if self.seqs.get(run_id, seq) < seq:
                 self.seqs[run_id] = seq
+        if cursor is not None:
+            known = cursor.generations
+            self._generations = {run_id: known.get(run_id, 0) for run_id in self.seqs}
         if place.newest is not None:
             for run_id in passing:
                 self._had.setdefault(run_id, _WHOLE)
@@ -81,7 +91,8 @@ class Missed:
     def place(self) -> Place:
         """Return the device's place; runs above `newest` that are over are named in it, too."""
         over = {run_id: self._over[run_id] for run_id in self._beyond if run_id in self._over}
-        return Place({**self.seqs, **over}, self._newest, self._newest_at)
+        later = {run_id: one for run_id, one in self._generations.items() if one}
+        return Place({**self.seqs, **over}, self._newest, self._newest_at, later)
 
     async def _later(self, place: Place, told: dict[str, int] | None) -> list[RunSeen]:
         """Return the runs that were accepted after a place, newest first.
@@ -120,13 +131,14 @@ class Missed:
         """Send all that was missed; return how far the device is ahead of the tail, by run.
 
         Nothing may be awaited between this and being in step: what the tail passes on next is for
-        the device.
+        the device. While the tail is away, the log may yet lose what was read beyond it.
         """
         for run_id in list(self.seqs):
             await self._read(run_id, creator=creator)
-        while self.meanwhile:
-            run_id = next(iter(self.meanwhile))
-            await self._read(run_id, creator=creator)
+        while self.meanwhile or not self._tail.open.is_set():
+            await self._tail.open.wait()
+            for run_id in list(self.meanwhile):
+                await self._read(run_id, creator=creator)
         ahead = {**self._had, **self.seqs, **self._over}
         accepted, lacks = self._accepted, self._tail.lacks
         return {
@@ -158,18 +170,24 @@ class Missed:
         return self._tail.is_over(run_id) or self.seqs[run_id] < (self._tail.passed(run_id) or 0)
 
     async def _page(self, run_id: str) -> tuple[list[Passed], bool]:
-        after = self.seqs[run_id]
+        seq, generation = self.seqs[run_id], self._generations.get(run_id)
+        after = str(seq) if generation is None else f"{seq}.{generation}"
         try:
             page = await self._upstream.page(run_id, after, self._bearer)
         except Problem as problem:
             if problem.cause == _NOT_FOUND:  # retention was quicker
                 return [], False
             raise
-        return [passed(bytes(raw)) for raw in page.events], page.has_more
+        self._generations[run_id] = page.generation
+        void = page.log_reset
+        events = [reset(run_id, void.after_seq, page.generation)] if void else []
+        return events + [passed(bytes(raw)) for raw in page.events], page.has_more
 
     def _frame(self, event: Passed, *, creator: bool) -> bytes:
         self.seqs[event.run_id] = event.seq
-        if not event.ends:
+        if event.ends:
+            self._over[event.run_id] = self.seqs.pop(event.run_id)
+            del self._generations[event.run_id]
+        elif not event.resets:
             return event.frame()
-        self._over[event.run_id] = self.seqs.pop(event.run_id)
         return event.frame(self._tail.cursor_of(self.place, creator=creator))

@@ -25,12 +25,14 @@ class Place(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `seqs` says how far each run is delivered that goes on; of the others those up to `newest`,
     accepted at `newest_at` (milliseconds UTC), are delivered whole, and later ones not at all.
-    Without a `newest` everything is to come.
+    Without a `newest` everything is to come. `generations` says of which generation of a run's log
+    its seq is, where that is not the first.
     """
 
     seqs: dict[str, int] = {}
     newest: str | None = None
     newest_at: int = 0
+    generations: dict[str, int] = {}
 
 
 class Cursors:

@@ -9,7 +9,7 @@ import msgspec
 from orchestrator.clients.sse import SSEEvent
 from orchestrator.core.secret import Secret
 from orchestrator.core.states import ENDED
-from orchestrator.ingress.frames import Passed, passed
+from orchestrator.ingress.frames import LOG_RESET, Passed, passed, passed_reset
 from orchestrator.ingress.place import Cursors, Place
 from orchestrator.ingress.problems import Away, Problem
 from orchestrator.ingress.upstream import RunsPage, Upstream
@@ -30,6 +30,10 @@ class Reader(Protocol):
         """Take what came; never waits."""
         ...
 
+    def reopened(self) -> None:
+        """Learn that the stream is open again: what was read beyond the tail may be void."""
+        ...
+
     def lose(self, problem: Problem) -> None:
         """Learn that the session may be read no more."""
         ...
@@ -46,7 +50,7 @@ class Portion:
         self._frames: dict[bool, bytes] = {}
 
     def frames(self, *, creator: bool) -> bytes:
-        """Return the joined frames; the end of a run comes with the cursor of that place."""
+        """Return the joined frames; ends of runs and resets come with the cursor of that place."""
         found = self._frames.get(creator)
         if found is None:
             found = b"".join(
@@ -63,8 +67,9 @@ class Portion:
 class SessionTail:
     """Follows a session from now on, for as long as it has readers.
 
-    `seqs` says how far each open run has been passed on. What was in the log before the tail began
-    is not passed on: `_before` names runs that had ended.
+    `seqs` says how far each open run has been passed on, `generations` in which generation of its
+    log where that is not the first, and `open` is set while the stream is. What was in the log
+    before the tail began is not passed on: `_before` names runs that had ended.
     """
 
     def __init__(
@@ -80,6 +85,8 @@ class SessionTail:
         self.bearer = bearer
         self.readers: set[Reader] = set()
         self.seqs: dict[str, int] = {}
+        self.generations: dict[str, int] = {}
+        self.open = asyncio.Event()
         self._ended: dict[str, int] = {}
         self._upstream = upstream
         self._world = world
@@ -100,6 +107,7 @@ class SessionTail:
                 self._before[run.run_id] = None
             else:
                 self.seqs.setdefault(run.run_id, run.last_seq)
+                self._note_generation(run.run_id, run.generation)
         if runs.runs:
             self._newest, self._newest_at = runs.runs[0].run_id, runs.runs[0].created_at
         if runs.has_more:
@@ -108,7 +116,7 @@ class SessionTail:
     @property
     def place(self) -> Place:
         """Return the place up to which everything was passed on."""
-        return Place(dict(self.seqs), self._newest, self._newest_at)
+        return Place(dict(self.seqs), self._newest, self._newest_at, dict(self.generations))
 
     def cursor_of(self, place: Place, *, creator: bool) -> str | None:
         """Return a place of this session as a cursor; None where that would be too long."""
@@ -152,6 +160,7 @@ class SessionTail:
                 return
             except Exception:
                 log.exception("tail_failed", session_id=self.session_id)
+            self.open.clear()
             await self._world.sleep(wait_s * (0.5 + self._world.noise(1)[0] / _NOISE / 2))
             wait_s = min(wait_s * 2, BACKOFF_S[1])
 
@@ -165,6 +174,10 @@ class SessionTail:
         self._refused = refused
         if not self._opened_once.done():
             self._opened_once.set_result(None)
+        if refused is None:
+            self.open.set()
+            for reader in list(self.readers):
+                reader.reopened()
 
     def _end(self, problem: Problem) -> None:
         self._open(problem)
@@ -178,7 +191,7 @@ class SessionTail:
             self._cursor = event.id or self._cursor
             found = self._read(event)
             if found is not None and self._is_new(found):
-                fresh.append((found, self.place if found.ends else None))
+                fresh.append((found, self.place if found.ends or found.resets else None))
         if not fresh:
             return
         portion = Portion(self, fresh)
@@ -187,7 +200,8 @@ class SessionTail:
 
     def _read(self, event: SSEEvent) -> Passed | None:
         try:
-            return passed(event.data.encode())
+            read = passed_reset if event.event == LOG_RESET else passed
+            return read(event.data.encode())
         except (msgspec.MsgspecError, KeyError, UnicodeEncodeError):
             log.warning("event_not_read", session_id=self.session_id, event_type=event.event)
             return None
@@ -201,6 +215,8 @@ class SessionTail:
                 self._note_end(event)
             return False
         last = self.seqs.get(run_id)
+        if event.resets:
+            return self._go_back(event)
         if last is not None and event.seq <= last:
             return False
         if last is None and event.seq == 1:
@@ -208,8 +224,21 @@ class SessionTail:
         self.seqs[run_id] = event.seq
         if event.ends:
             del self.seqs[run_id]
+            self.generations.pop(run_id, None)
             self._note_end(event)
         return True
+
+    def _go_back(self, event: Passed) -> bool:
+        """Note that events are void, and will come anew; return whether any was passed on."""
+        if self.seqs.get(event.run_id, 0) <= event.seq:
+            return False
+        self.seqs[event.run_id] = event.seq
+        self._note_generation(event.run_id, event.generation)
+        return True
+
+    def _note_generation(self, run_id: str, generation: int) -> None:
+        if generation:
+            self.generations[run_id] = generation
 
     def _note_end(self, event: Passed) -> None:
         self._ended[event.run_id] = event.ts

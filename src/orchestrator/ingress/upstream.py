@@ -35,6 +35,7 @@ class RunSeen(msgspec.Struct, frozen=True):
     status: str
     last_seq: int
     created_at: int
+    generation: int = 0
 
 
 class SessionSeen(msgspec.Struct, frozen=True):
@@ -51,11 +52,24 @@ class RunsPage(msgspec.Struct, frozen=True):
     next_cursor: str | None = None
 
 
+class Void(msgspec.Struct, frozen=True):
+    """Where a loss of power left a log."""
+
+    after_seq: int
+
+
 class EventsPage(msgspec.Struct, frozen=True):
-    """A page of a run's log, its events as they are stored."""
+    """A page of a run's log, its events as they are stored, and what it takes back before them."""
 
     events: list[msgspec.Raw]
     has_more: bool
+    next_cursor: str
+    log_reset: Void | None = None
+
+    @property
+    def generation(self) -> int:
+        """Return the generation of the log, 0 for the first."""
+        return int(self.next_cursor.partition(".")[2] or 0)
 
 
 class _Refused(msgspec.Struct, frozen=True):
@@ -98,10 +112,10 @@ class Upstream:
         return _decoded(raw, SessionSeen).cursor
 
     async def page(
-        self, run_id: str, after: int, bearer: Secret | None, limit: int = 500
+        self, run_id: str, after: str, bearer: Secret | None, limit: int = 500
     ) -> EventsPage:
-        """Return events of a run with `seq > after`; raises Problem."""
-        path = f"/v1/runs/{_quoted(run_id)}/events?after_seq={after}&limit={limit}"
+        """Return events of a run after `seq`, or `seq.generation`; raises Problem."""
+        path = f"/v1/runs/{_quoted(run_id)}/events?cursor={after}&limit={limit}"
         return _decoded(await self._asked("GET", path, bearer), EventsPage)
 
     async def post(self, path: str, body: Mapping[str, Any], bearer: Secret | None) -> Any:
