@@ -179,9 +179,11 @@ class Missed:
                 return [], False
             raise
         self._generations[run_id] = page.generation
-        void = page.log_reset
-        events = [reset(run_id, void.after_seq, page.generation)] if void else []
-        return events + [passed(bytes(raw)) for raw in page.events], page.has_more
+        events = [passed(bytes(raw)) for raw in page.events]
+        if generation not in {None, page.generation}:  # a device may have more than its cursor says
+            agreed = page.log_reset.after_seq if page.log_reset else seq
+            events.insert(0, reset(run_id, agreed, page.generation))
+        return events, page.has_more
 
     def _frame(self, event: Passed, *, creator: bool) -> bytes:
         self.seqs[event.run_id] = event.seq
