@@ -95,7 +95,9 @@ class Ledger:
             op, after = project(run, command, self.world.now(), self.event_ids(run), epoch)
             if op is None:
                 return run
-            outcome = (await self.store.commit(replace(op, writes=(*op.writes, *also))))[0]
+            if also:
+                op = replace(op, writes=(*op.writes, *also))
+            outcome = (await self.store.commit(op))[0]
             if isinstance(outcome, Committed):
                 return await self._carried(after, outcome)
             run = await self._reload(run, outcome)
