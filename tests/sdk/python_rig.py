@@ -1,6 +1,7 @@
 """What the tests of the Python SDK share: runs of served agents, raw invocations, programs."""
 
 import asyncio
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -135,3 +136,14 @@ def program(folder: Path, source: str, **env: str):
     finally:
         process.kill()
         process.wait(STOP_S)
+
+
+async def broken_rules(url: str) -> list[Any]:
+    """Return what the probe finds to mend, or cannot decide, in an agent."""
+    command = [sys.executable, "-m", "orchestrator", "probe", url, "--json"]
+    done = await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, timeout=60, check=False
+    )
+    verdicts = [msgspec.json.decode(line) for line in done.stdout.splitlines()]
+    assert len(verdicts) > 8, done.stderr
+    return [verdict for verdict in verdicts if verdict["good"] is not True]

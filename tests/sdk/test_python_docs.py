@@ -13,7 +13,7 @@ import pytest
 from orchestrator_sdk import AsyncClient
 
 from ..processes import ROOT, Running, free_port, spawn
-from .python_rig import SDK, eventually, is_healthy, program
+from .python_rig import SDK, broken_rules, eventually, is_healthy, program
 
 PAGES = (SDK / "README.md", ROOT / "docs" / "sdk-python.md")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -30,6 +30,17 @@ NAMED = re.compile(r'"(hello|editor|greeter)"')
 def test_hello_world_has_ten_lines_at_most() -> None:
     assert len(HELLO.splitlines()) <= 10
     assert len(BLOCKS) >= 8
+
+
+async def test_hello_world_breaks_no_rule(
+    start_server: Callable[..., Running], tmp_path: Path
+) -> None:
+    url = start_server().url
+    hello = _free(HELLO)
+    with program(tmp_path, hello, ORCHESTRATOR_URL=url):
+        await _healthy(url, "hello")
+        port = hello.rpartition("=")[2].strip(")\n")
+        assert await broken_rules(f"http://127.0.0.1:{port}") == []
 
 
 @pytest.mark.parametrize("block", BLOCKS)
