@@ -3,6 +3,7 @@
 import asyncio
 import re
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -83,9 +84,14 @@ async def test_a_device_that_does_not_read_is_cut_and_resumes(
         async with connected(running, max_queue=1, ping_interval=None) as deaf:
             ack = await deaf.hello(session_id=session)
             await reads.invoke()
-            told = await reads.take_run()
             got: list[dict[str, Any]] = []
-            code, reason = await _taken_to_the_close(deaf, got)
+            async with asyncio.TaskGroup() as tasks:
+                reading = tasks.create_task(reads.take_run())
+                # Not after the whole run: who hears nothing of its close for long is cut off.
+                gone = partial(until, lambda: health(running)["sessions"] == 0, "it is let go of")
+                await asyncio.to_thread(gone)
+                code, reason = await _taken_to_the_close(deaf, got)
+            told = reading.result()
         assert (code, why in reason) == (1013, True)
         assert got == told[: len(got)]
         assert len(got) < len(told)
