@@ -5,19 +5,17 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from orchestrator.core.events import TERMINAL
 
 from ..processes import Running, free_port, spawn, start_server
 from ..rigs import Tally
-from ..stores import POSTGRES, SQLITE, Kept, kept_in
+from ..stores import BOTH, Kept
 from .load import call
 
 AGENT = Path(__file__).with_name("mortal_agent.py")
@@ -127,13 +125,6 @@ def _judge(agent_id: str, events: list[dict[str, Any]], tally: Tally) -> None:
     assert len(last) >= 5
 
 
-@pytest.fixture(params=[SQLITE, POSTGRES])
-def kept(request: pytest.FixtureRequest) -> Iterator[Kept]:
-    """Hand out a database of each store."""
-    with kept_in(request.param, request) as found:
-        yield found
-
-
 @asynccontextmanager
 async def _servers(folder: Path, kept: Kept) -> AsyncIterator[list[Running]]:
     """Run one server on a file, or two on a database that they share."""
@@ -149,6 +140,7 @@ async def _servers(folder: Path, kept: Kept) -> AsyncIterator[list[Running]]:
     assert set(codes) == {0}
 
 
+@BOTH
 async def test_runs_survive_agents_that_are_killed(
     tmp_path: Path, tally: Tally, rounds_of: Callable[[int], int], kept: Kept
 ) -> None:

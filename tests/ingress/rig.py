@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,15 @@ async def raw_device(
         yield reader, writer
     finally:
         writer.transport.abort()
+
+
+async def let_go(running: Running) -> None:
+    """Wait until an ingress has no device that takes part any more.
+
+    Read then what it has told them: who hears nothing of its close for long is cut off.
+    """
+    gone = partial(until, lambda: health(running)["sessions"] == 0, "all are let go of")
+    await asyncio.to_thread(gone)
 
 
 def resident(running: Running) -> int:

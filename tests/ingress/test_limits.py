@@ -3,7 +3,6 @@
 import asyncio
 import re
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from ..fault.load import Agent, register
 from ..processes import Running, until
-from .rig import Device, Started, connected, device, health, raw_device, raw_frame, resident
+from .rig import Device, Started, connected, device, health, let_go, raw_device, raw_frame, resident
 
 FLOOD, WARM = 24 << 20, 32
 
@@ -87,9 +86,7 @@ async def test_a_device_that_does_not_read_is_cut_and_resumes(
             got: list[dict[str, Any]] = []
             async with asyncio.TaskGroup() as tasks:
                 reading = tasks.create_task(reads.take_run())
-                # Not after the whole run: who hears nothing of its close for long is cut off.
-                gone = partial(until, lambda: health(running)["sessions"] == 0, "it is let go of")
-                await asyncio.to_thread(gone)
+                await let_go(running)
                 code, reason = await _taken_to_the_close(deaf, got)
             told = reading.result()
         assert (code, why in reason) == (1013, True)

@@ -145,5 +145,7 @@ async def broken_rules(url: str) -> list[Any]:
         subprocess.run, command, capture_output=True, text=True, timeout=60, check=False
     )
     verdicts = [msgspec.json.decode(line) for line in done.stdout.splitlines()]
-    assert len(verdicts) > 8, done.stderr
-    return [verdict for verdict in verdicts if verdict["good"] is not True]
+    wrong = [verdict for verdict in verdicts if verdict["good"] is not True]
+    assert done.returncode == 0, wrong or done.stderr
+    assert len(verdicts) > 8
+    return wrong
