@@ -8,7 +8,13 @@ from starlette.types import ASGIApp
 
 from orchestrator.api.calls import Call
 from orchestrator.api.runs import run_stream
-from orchestrator.api.streams import EventStream, log_reset, resume_point, session_frames
+from orchestrator.api.streams import (
+    EventStream,
+    log_reset,
+    mark_of,
+    resume_point,
+    session_frames,
+)
 from orchestrator.core import values
 from orchestrator.core.errors import InvalidRequest
 from orchestrator.core.events import CATALOGUE
@@ -33,7 +39,7 @@ async def page(call: Call) -> ASGIApp:
         types=_types(call),
         limit=call.number("limit", 100, 1, LIMIT_MAX),
     )
-    body = _page_bytes(found, len(run.forks), agreed)
+    body = _page_bytes(found, mark_of(run), agreed)
     return Response(body, media_type="application/json")
 
 
@@ -44,9 +50,8 @@ def _types(call: Call) -> frozenset[str]:
     return frozenset(wanted)
 
 
-def _page_bytes(page: EventPage, generation: int, agreed: int | None) -> bytes:
+def _page_bytes(page: EventPage, mark: str, agreed: int | None) -> bytes:
     """Return the answer around the stored bytes, which go out as they are."""
-    mark = f".{generation}" if generation else ""
     tail: dict[str, Any] = {"has_more": page.has_more, "next_cursor": f"{page.next_seq}{mark}"}
     if page.trimmed:
         tail["trimmed"] = True

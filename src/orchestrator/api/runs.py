@@ -21,7 +21,7 @@ from orchestrator.api.shapes import (
     StartRunBody,
     TreeAnswer,
 )
-from orchestrator.api.streams import EventStream
+from orchestrator.api.streams import EventStream, mark_of
 from orchestrator.core import values
 from orchestrator.core.batch import Batch
 from orchestrator.core.errors import Forbidden, InvalidRequest, SessionNotFound
@@ -87,11 +87,11 @@ def run_stream(
 
     With `cancel`, hanging up ends the run.
     """
-    mark = f".{len(run.forks)}"
+    mark = mark_of(run)
     tails, run_id = call.engine.tails, run.run_id
     return EventStream(
         lambda sink: tails.run(run_id, after, sink),
-        (lambda batch: batch.framed(mark)) if run.forks else Batch.frames,
+        (lambda batch: batch.framed(mark)) if mark else Batch.frames,
         call.settings.keep_alive_s,
         first=first,
         run_id=run_id,

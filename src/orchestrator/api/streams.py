@@ -14,6 +14,7 @@ from orchestrator.core import events as ev
 from orchestrator.core import values
 from orchestrator.core.batch import Batch
 from orchestrator.core.errors import InvalidRequest
+from orchestrator.core.records import Run
 from orchestrator.engine import LogReset, SessionItem
 from orchestrator.telemetry import get_logger
 
@@ -260,6 +261,11 @@ class Resume(msgspec.Struct, frozen=True):
             return None
         agreed = min(forks[self.generation :])
         return agreed if self.seq > agreed else None
+
+
+def mark_of(run: Run) -> str:
+    """Return what stands behind a seq of a run: the generation of its log, of the first nothing."""
+    return f".{len(run.forks)}" if run.forks else ""
 
 
 def log_reset(agreed: int) -> bytes:

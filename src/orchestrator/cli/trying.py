@@ -106,10 +106,10 @@ async def _ingress(
 ) -> AsyncIterator[asyncio.StreamReader | None]:
     """Run the ingress beside the server, if its port is free; it says its address once it is up."""
     port = load_ingress().ws_port
-    if wanted and port and not ports.is_free(port):
-        owner = ports.owner_of(port) or "another process"
-        out.remark(f"port {port} is taken by {owner}; no ingress is started")
     if not (wanted and port and ports.is_free(port)):
+        if wanted and port:
+            owner = ports.owner_of(port) or "another process"
+            out.remark(f"port {port} is taken by {owner}; no ingress is started")
         yield None
         return
     said = os.environ  # noqa: TID251  # the same process, one step on
